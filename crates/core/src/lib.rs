@@ -1,0 +1,32 @@
+//! The words and rules of user-space MSR control, with nothing that does I/O.
+//!
+//! * [`MsrIndex`], [`Access`], [`ExitReason`]: the words of the KVM UAPI.
+//! * [`MsrFilter`]: at most 16 bitmap ranges and a default; [`MsrFilter::decide`] is the oracle.
+//! * [`VmExit`], [`VmEntry`]: how a vCPU stops and how it goes on, as owned, comparable values.
+//! * [`Vm`], [`Vcpu`]: what a backend (the real KVM, the embedded one) must do.
+//!
+//! Every number, order and errno is Linux 6.12's; the kernel function is named where it matters.
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+#![forbid(unsafe_code)]
+#![warn(clippy::std_instead_of_core, clippy::std_instead_of_alloc)]
+
+extern crate alloc;
+
+mod backend;
+mod errno;
+mod exit;
+mod filter;
+mod msr;
+mod reason;
+mod registers;
+
+pub use backend::{RunError, Vcpu, Vm, VmError};
+pub use errno::Errno;
+pub use exit::{Gp, VmEntry, VmExit};
+pub use filter::{
+    Decision, DecisionSource, DefaultAction, FilterError, FilterRange, MAX_BITMAP_BYTES, MAX_MSRS,
+    MAX_RANGES, MsrFilter, RangeFlags, Verdict,
+};
+pub use msr::{Access, MsrIndex};
+pub use reason::{ExitReason, ExitReasons, UnknownExitReasons};
+pub use registers::{DescriptorTable, Registers, Segment, SystemRegisters};
