@@ -330,6 +330,8 @@ pub enum FilterError {
     Unreadable {
         /// Where.
         pointer: u64,
+        /// What reading it answered: EFAULT, or ENOMEM.
+        errno: Errno,
     },
 }
 
@@ -338,7 +340,8 @@ impl FilterError {
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
-            Self::Unreadable { .. } | Self::Bitmap { .. } => Errno::EFAULT,
+            Self::Unreadable { errno, .. } => *errno,
+            Self::Bitmap { .. } => Errno::EFAULT,
             _ => Errno::EINVAL,
         }
     }
@@ -376,7 +379,9 @@ impl fmt::Display for FilterError {
                     "range {slot}: the bitmap has {words} words, but needs {needed}"
                 )
             }
-            Self::Unreadable { pointer } => write!(f, "nothing can be read at {pointer:#x}"),
+            Self::Unreadable { pointer, errno } => {
+                write!(f, "nothing can be read at {pointer:#x}: {errno}")
+            }
         }
     }
 }

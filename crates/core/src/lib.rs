@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+mod abi;
 mod backend;
 mod errno;
 mod exit;
@@ -20,6 +21,7 @@ mod msr;
 mod reason;
 mod registers;
 
+pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
 pub use backend::{RunError, Vcpu, Vm, VmError};
 pub use errno::Errno;
 pub use exit::{Gp, VmEntry, VmExit};
