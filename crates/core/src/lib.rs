@@ -3,6 +3,8 @@
 //! * [`MsrIndex`], [`Access`], [`ExitReason`]: the words of the KVM UAPI.
 //! * [`MsrFilter`]: at most 16 bitmap ranges and a default; [`MsrFilter::decide`] is the oracle.
 //! * [`VmExit`], [`VmEntry`]: how a vCPU stops and how it goes on, as owned, comparable values.
+//! * [`Disposition`], [`PendingCompletion`]: what an access comes to, and the exit that waits for an answer.
+//! * [`RawFilter`]: the ioctl's structure, checked in the kernel's order.
 //! * [`Vm`], [`Vcpu`]: what a backend (the real KVM, the embedded one) must do.
 //!
 //! Every number, order and errno is Linux 6.12's; the kernel function is named where it matters.
@@ -14,6 +16,8 @@ extern crate alloc;
 
 mod abi;
 mod backend;
+mod completion;
+mod disposition;
 mod errno;
 mod exit;
 mod filter;
@@ -23,6 +27,8 @@ mod registers;
 
 pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
 pub use backend::{RunError, Vcpu, Vm, VmError};
+pub use completion::PendingCompletion;
+pub use disposition::{Disposition, Emulation, UnknownMsrs};
 pub use errno::Errno;
 pub use exit::{Gp, VmEntry, VmExit};
 pub use filter::{
