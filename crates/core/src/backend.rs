@@ -36,6 +36,9 @@ pub trait Vm {
 
 /// A virtual processor. One thread runs it; [`Vcpu::run`] is its loop body.
 pub trait Vcpu {
+    /// Interrupts this vCPU from another thread.
+    type Kicker: Kick;
+
     /// Completes the pending exit with `entry`, then runs the guest to its next exit.
     ///
     /// # Errors
@@ -49,6 +52,9 @@ pub trait Vcpu {
     /// # Errors
     /// As for [`Vcpu::run`].
     fn complete(&mut self, entry: VmEntry) -> Result<(), RunError>;
+
+    /// A handle with which another thread makes [`Vcpu::run`] come back.
+    fn kicker(&self) -> Self::Kicker;
 
     /// General-purpose registers (`KVM_GET_REGS`).
     ///
@@ -86,6 +92,13 @@ pub trait Vcpu {
     /// # Errors
     /// The call itself failed.
     fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError>;
+}
+
+/// Interrupts a vCPU, from any thread and for as long as the handle lives.
+pub trait Kick: Clone + Send + Sync {
+    /// Makes the run that is under way, or else the next one, come back with [`VmExit::Interrupted`].
+    /// One kick is never lost; several may become one.
+    fn kick(&self);
 }
 
 /// A backend refused to set something up.

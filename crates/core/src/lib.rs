@@ -26,7 +26,7 @@ mod reason;
 mod registers;
 
 pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
-pub use backend::{RunError, Vcpu, Vm, VmError};
+pub use backend::{Kick, RunError, Vcpu, Vm, VmError};
 pub use completion::PendingCompletion;
 pub use disposition::{Disposition, Emulation, UnknownMsrs};
 pub use errno::Errno;
