@@ -1,0 +1,28 @@
+//! MSR filtering and deflection on the real `/dev/kvm`.
+//!
+//! * [`Kvm::open`]: the device, with a reason where it cannot be used.
+//! * [`KvmVm`], [`KvmVcpu`]: [`msrgate_core::Vm`] and [`msrgate_core::Vcpu`].
+//! * [`KvmKicker`]: makes a running vCPU come back.
+//! * [`ignore_msrs`]: whether the host hides unknown MSRs from everybody.
+//! * [`abi`]: the numbers and layouts that this crate, and who speaks raw ioctls, rely on.
+//!
+//! Exits come out as owned values, one element of string I/O at a time; what the kernel says is data,
+//! never a reason to panic. A kernel without the two capabilities is refused by name.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+pub mod abi;
+mod filter;
+mod kick;
+mod open;
+mod parameter;
+mod register;
+mod run_page;
+mod string_io;
+mod vcpu;
+mod vm;
+
+pub use kick::KvmKicker;
+pub use open::{Kvm, OpenError};
+pub use parameter::ignore_msrs;
+pub use vcpu::KvmVcpu;
+pub use vm::{Irqchip, KvmVm, LineLevel};
