@@ -4,9 +4,15 @@
 //! [`Stop`]. It is deterministic, knows nothing of KVM, and holds no guest memory of its own.
 
 mod bus;
+mod control;
 mod cpu;
+mod cpuid;
 mod stop;
+mod walk;
 
 pub use bus::{Bus, RamPage};
 pub use cpu::{Config, Cpu, CpuidLeaf, Exception, Fpu};
+pub use cpuid::{
+    AMD_COPIES, CpuidRegister, Feature, SUPPORTED_FEATURES, fixed_cpuid, supported_mask,
+};
 pub use stop::Stop;
