@@ -5,6 +5,7 @@
 //! * [`VmExit`], [`VmEntry`]: how a vCPU stops and how it goes on, as owned, comparable values.
 //! * [`Disposition`], [`PendingCompletion`]: what an access comes to, and the exit that waits for an answer.
 //! * [`RawFilter`]: the ioctl's structure, checked in the kernel's order.
+//! * [`Gate`], [`Image`], [`Event`]: a policy's answers to the accesses that leave the guest.
 //! * [`Vm`], [`Vcpu`]: what a backend (the real KVM, the embedded one) must do.
 //!
 //! Every number, order and errno is Linux 6.12's; the kernel function is named where it matters.
@@ -19,8 +20,11 @@ mod backend;
 mod completion;
 mod disposition;
 mod errno;
+mod event;
 mod exit;
 mod filter;
+mod gate;
+mod image;
 mod msr;
 mod reason;
 mod registers;
@@ -30,11 +34,14 @@ pub use backend::{Kick, RunError, Vcpu, Vm, VmError};
 pub use completion::PendingCompletion;
 pub use disposition::{Disposition, Emulation, UnknownMsrs};
 pub use errno::Errno;
+pub use event::{Event, Outcome, VcpuId};
 pub use exit::{Gp, VmEntry, VmExit};
 pub use filter::{
     Decision, DecisionSource, DefaultAction, FilterError, FilterRange, MAX_BITMAP_BYTES, MAX_MSRS,
     MAX_RANGES, MsrFilter, RangeFlags, Verdict,
 };
+pub use gate::{Gate, HostMsrs, Recorder};
+pub use image::{Action, Defaults, Image, ImageError, Rule};
 pub use msr::{Access, MsrIndex};
 pub use reason::{ExitReason, ExitReasons, UnknownExitReasons};
 pub use registers::{DescriptorTable, Registers, Segment, SystemRegisters};

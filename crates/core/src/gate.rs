@@ -1,0 +1,321 @@
+//! The engine: answers the MSR accesses that leave a guest as its policy says.
+//!
+//! A [`Gate`] belongs to one vCPU and is called between two of its runs. It takes no lock and allocates
+//! nothing; what it did goes as an [`Event`] to a [`Recorder`]. It decides nothing about what leaves
+//! the guest: that is the filter's part.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::{
+    Access, Action, Event, ExitReason, Gp, Image, MsrIndex, Outcome, Vcpu, VcpuId, VmEntry,
+    VmError, VmExit,
+};
+
+/// Answers the MSR accesses of one vCPU.
+///
+/// ```
+/// use std::sync::Arc;
+/// use msrgate_core::*;
+///
+/// # struct Nobody;
+/// # impl HostMsrs for Nobody {
+/// #     fn get_msr(&self, _: MsrIndex) -> Result<Option<u64>, VmError> { Ok(None) }
+/// #     fn set_msr(&mut self, _: MsrIndex, _: u64) -> Result<bool, VmError> { Ok(false) }
+/// # }
+/// # let mut vcpu = Nobody;
+/// let mut image = Image::new(Defaults::ALLOW);
+/// let index = MsrIndex(0x8b);
+/// image.set(index, index, Access::Read, Rule::quiet(Action::Value(0x42)))?;
+/// let mut gate = Gate::new(VcpuId(0), Arc::new(image), Vec::new());
+///
+/// let exit = VmExit::Rdmsr { index, reason: ExitReason::FILTER };
+/// let entry = gate.service(&exit, &mut vcpu);
+/// assert_eq!(entry, Some(VmEntry::CompleteRdmsr(Ok(0x42))));
+/// assert_eq!(gate.recorder()[0].outcome, Outcome::Value);
+/// # Ok::<(), ImageError>(())
+/// ```
+#[derive(Debug)]
+pub struct Gate<R> {
+    vcpu: VcpuId,
+    image: Arc<Image>,
+    recorder: R,
+}
+
+impl<R: Recorder> Gate<R> {
+    /// A gate that answers for `vcpu` from `image`.
+    #[must_use]
+    pub const fn new(vcpu: VcpuId, image: Arc<Image>, recorder: R) -> Self {
+        Self {
+            vcpu,
+            image,
+            recorder,
+        }
+    }
+
+    /// Answers `exit` if it is an MSR access: the entry goes into the vCPU's next run. `None`: the exit
+    /// is somebody else's.
+    ///
+    /// `host` is asked only where the policy lets KVM do what its filter denied.
+    pub fn service(&mut self, exit: &VmExit, host: &mut impl HostMsrs) -> Option<VmEntry> {
+        let (index, access, reason) = exit.msr_access()?;
+        let rule = self.image.rule(index, access, reason);
+        let answer = match *exit {
+            VmExit::Wrmsr { value, .. } => self.write(index, value, reason, rule.action, host),
+            _ => self.read(index, reason, rule.action, host),
+        };
+        self.recorder.record(&Event {
+            vcpu: self.vcpu,
+            index,
+            access,
+            reason,
+            value: answer.value,
+            outcome: answer.outcome,
+            log: rule.log,
+        });
+        Some(answer.entry(access))
+    }
+
+    /// What the answers come from.
+    #[must_use]
+    pub const fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// Answers from another image from now on. Replace the VM's filter too.
+    pub fn set_image(&mut self, image: Arc<Image>) {
+        self.image = image;
+    }
+
+    /// Where the events went.
+    #[must_use]
+    pub const fn recorder(&self) -> &R {
+        &self.recorder
+    }
+
+    /// Gives the recorder back.
+    #[must_use]
+    pub fn into_recorder(self) -> R {
+        self.recorder
+    }
+
+    fn read(
+        &self,
+        index: MsrIndex,
+        reason: ExitReason,
+        action: Action,
+        host: &impl HostMsrs,
+    ) -> Answer {
+        match action {
+            Action::Fault => Answer::new(0, Outcome::Fault),
+            Action::Ignore => Answer::new(0, Outcome::Ignored),
+            Action::Value(value) => Answer::new(value, Outcome::Value),
+            Action::Allow if reason != ExitReason::FILTER => Answer::new(0, Outcome::Fault),
+            Action::Allow => match host.get_msr(index) {
+                Ok(Some(value)) => Answer::new(value, Outcome::Forwarded),
+                _ => self.read(index, ExitReason::UNKNOWN, self.refused(), host),
+            },
+        }
+    }
+
+    fn write(
+        &self,
+        index: MsrIndex,
+        value: u64,
+        reason: ExitReason,
+        action: Action,
+        host: &mut impl HostMsrs,
+    ) -> Answer {
+        match action {
+            Action::Fault => Answer::new(value, Outcome::Fault),
+            Action::Ignore | Action::Value(_) => Answer::new(value, Outcome::Ignored),
+            Action::Allow if reason != ExitReason::FILTER => Answer::new(value, Outcome::Fault),
+            Action::Allow => match host.set_msr(index, value) {
+                Ok(true) => Answer::new(value, Outcome::Forwarded),
+                _ => self.write(index, value, ExitReason::UNKNOWN, self.refused(), host),
+            },
+        }
+    }
+
+    /// The host path does not say whether KVM knows the MSR that it refuses.
+    fn refused(&self) -> Action {
+        self.image.defaults().unknown.action
+    }
+}
+
+/// The host path to a vCPU's MSRs. Every [`Vcpu`] has it; somebody else's vCPU may have no more.
+pub trait HostMsrs {
+    /// `KVM_GET_MSRS` of one MSR: neither filtered nor deflected. `None` where KVM refuses.
+    ///
+    /// # Errors
+    /// The call itself failed.
+    fn get_msr(&self, index: MsrIndex) -> Result<Option<u64>, VmError>;
+
+    /// `KVM_SET_MSRS` of one MSR: whether KVM took it.
+    ///
+    /// # Errors
+    /// The call itself failed.
+    fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError>;
+}
+
+impl<V: Vcpu> HostMsrs for V {
+    fn get_msr(&self, index: MsrIndex) -> Result<Option<u64>, VmError> {
+        Vcpu::get_msr(self, index)
+    }
+
+    fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError> {
+        Vcpu::set_msr(self, index, value)
+    }
+}
+
+/// Where events go. Called between two runs of a vCPU, so it must not wait.
+pub trait Recorder {
+    /// Takes one event.
+    fn record(&mut self, event: &Event);
+}
+
+/// Nobody wants to know.
+impl Recorder for () {
+    fn record(&mut self, _event: &Event) {}
+}
+
+/// Keeps every event: for guests that end.
+impl Recorder for Vec<Event> {
+    fn record(&mut self, event: &Event) {
+        self.push(*event);
+    }
+}
+
+/// What an access is answered with, before it is known how the vCPU takes it.
+struct Answer {
+    value: u64,
+    outcome: Outcome,
+}
+
+impl Answer {
+    const fn new(value: u64, outcome: Outcome) -> Self {
+        Self { value, outcome }
+    }
+
+    fn entry(&self, access: Access) -> VmEntry {
+        let fault = self.outcome == Outcome::Fault;
+        match access {
+            Access::Read => VmEntry::CompleteRdmsr(if fault { Err(Gp) } else { Ok(self.value) }),
+            Access::Write => VmEntry::CompleteWrmsr(if fault { Err(Gp) } else { Ok(()) }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Defaults, Rule};
+
+    const INDEX: MsrIndex = MsrIndex(0x1a0);
+
+    /// A host that knows one value, or refuses everything.
+    struct Host(Option<u64>);
+
+    impl HostMsrs for Host {
+        fn get_msr(&self, _index: MsrIndex) -> Result<Option<u64>, VmError> {
+            Ok(self.0)
+        }
+
+        fn set_msr(&mut self, _index: MsrIndex, value: u64) -> Result<bool, VmError> {
+            Ok(self.0.replace(value).is_some())
+        }
+    }
+
+    fn gate(action: Action, unknown: Action) -> Gate<Vec<Event>> {
+        let mut image = Image::new(Defaults {
+            unknown: Rule::quiet(unknown),
+            ..Defaults::ALLOW
+        });
+        for access in Access::ALL {
+            image
+                .set(INDEX, INDEX, access, Rule::logged(action))
+                .unwrap();
+        }
+        Gate::new(VcpuId(3), Arc::new(image), Vec::new())
+    }
+
+    fn rdmsr(reason: ExitReason) -> VmExit {
+        VmExit::Rdmsr {
+            index: INDEX,
+            reason,
+        }
+    }
+
+    fn wrmsr(value: u64) -> VmExit {
+        VmExit::Wrmsr {
+            index: INDEX,
+            value,
+            reason: ExitReason::FILTER,
+        }
+    }
+
+    #[test]
+    fn each_action_answers_reads_and_writes() {
+        use VmEntry::{CompleteRdmsr, CompleteWrmsr};
+        let cases = [
+            (
+                Action::Fault,
+                CompleteRdmsr(Err(Gp)),
+                CompleteWrmsr(Err(Gp)),
+            ),
+            (Action::Ignore, CompleteRdmsr(Ok(0)), CompleteWrmsr(Ok(()))),
+            (
+                Action::Value(9),
+                CompleteRdmsr(Ok(9)),
+                CompleteWrmsr(Ok(())),
+            ),
+            (Action::Allow, CompleteRdmsr(Ok(5)), CompleteWrmsr(Ok(()))),
+        ];
+        for (action, read, write) in cases {
+            let mut gate = gate(action, Action::Fault);
+            let mut host = Host(Some(5));
+            let filter = rdmsr(ExitReason::FILTER);
+            assert_eq!(gate.service(&filter, &mut host), Some(read), "{action:?}");
+            assert_eq!(gate.service(&wrmsr(6), &mut host), Some(write));
+            let written = if action == Action::Allow { 6 } else { 5 };
+            assert_eq!(host.0, Some(written), "{action:?}");
+        }
+    }
+
+    #[test]
+    fn event_tells_who_what_and_what_became_of_it() {
+        let mut gate = gate(Action::Ignore, Action::Fault);
+        let _ = gate.service(&wrmsr(6), &mut Host(None));
+        let expected = Event {
+            vcpu: VcpuId(3),
+            index: INDEX,
+            access: Access::Write,
+            reason: ExitReason::FILTER,
+            value: 6,
+            outcome: Outcome::Ignored,
+            log: true,
+        };
+        assert_eq!(gate.into_recorder(), [expected]);
+    }
+
+    #[test]
+    fn forwarded_access_that_the_host_refuses_is_unknown() {
+        let mut gate = gate(Action::Allow, Action::Value(1));
+        let answer = gate.service(&rdmsr(ExitReason::FILTER), &mut Host(None));
+        assert_eq!(answer, Some(VmEntry::CompleteRdmsr(Ok(1))));
+    }
+
+    #[test]
+    fn access_that_kvm_refused_is_not_asked_again() {
+        let mut gate = gate(Action::Allow, Action::Allow);
+        let answer = gate.service(&rdmsr(ExitReason::UNKNOWN), &mut Host(Some(1)));
+        assert_eq!(answer, Some(VmEntry::CompleteRdmsr(Err(Gp))));
+    }
+
+    #[test]
+    fn other_exits_are_left_alone() {
+        let mut gate = gate(Action::Fault, Action::Fault);
+        assert_eq!(gate.service(&VmExit::Hlt, &mut Host(None)), None);
+        assert!(gate.recorder().is_empty());
+    }
+}
