@@ -4,6 +4,7 @@
 //! * [`MsrFilter`]: at most 16 bitmap ranges and a default; [`MsrFilter::decide`] is the oracle.
 //! * [`VmExit`], [`VmEntry`]: how a vCPU stops and how it goes on, as owned, comparable values.
 //! * [`Disposition`], [`PendingCompletion`]: what an access comes to, and the exit that waits for an answer.
+//! * [`MsrName`]: what MSRs are called; `"IA32_SPEC_CTRL".parse::<MsrIndex>()`.
 //! * [`RawFilter`]: the ioctl's structure, checked in the kernel's order.
 //! * [`Gate`], [`Image`], [`Event`]: a policy's answers to the accesses that leave the guest.
 //! * [`Vm`], [`Vcpu`]: what a backend (the real KVM, the embedded one) must do.
@@ -26,6 +27,7 @@ mod filter;
 mod gate;
 mod image;
 mod msr;
+mod names;
 mod reason;
 mod registers;
 
@@ -43,5 +45,6 @@ pub use filter::{
 pub use gate::{Gate, HostMsrs, Recorder};
 pub use image::{Action, Defaults, Image, ImageError, Rule};
 pub use msr::{Access, MsrIndex};
+pub use names::{MsrName, ParseMsrIndexError, Vendor, msr_names};
 pub use reason::{ExitReason, ExitReasons, UnknownExitReasons};
 pub use registers::{DescriptorTable, Registers, Segment, SystemRegisters};
