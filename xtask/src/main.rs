@@ -1,0 +1,36 @@
+//! `cargo xtask VERB`: the chores of this workspace, one verb for each.
+//!
+//! The verbs run the same commands that a person would type, and print them; what a product needs at run
+//! time does not belong here.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod selftest;
+mod shell;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "The chores of this workspace", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Everything that CI runs, in CI's order; stops at nothing and counts what failed
+    Ci(ci::Options),
+    /// Builds the KVM selftests of Linux 6.12 and runs them on the real and on the embedded KVM
+    Selftest(selftest::Options),
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().verb {
+        Verb::Ci(options) => ci::run(&options),
+        Verb::Selftest(options) => selftest::run(&options),
+    }
+}
