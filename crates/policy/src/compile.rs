@@ -1,0 +1,261 @@
+//! [`compile`]: the door. From a text to what the VM and its gates need, or to what is wrong.
+
+use msrgate_core::{
+    Access, Action, DefaultAction, Defaults, ExitReason, ExitReasons, Image, MAX_RANGES, MsrFilter,
+    Rule,
+};
+
+use crate::ast::{Policy, Word, WrittenRule};
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::forward::unfaithful;
+use crate::parse::parse;
+use crate::plan::{Exceptions, Interval, PlanError, plan};
+use crate::resolve::{Segment, overlaps, resolve};
+
+/// A policy, ready for use. Set the reasons first, then the filter; give the image to every gate.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Compiled {
+    /// The answers.
+    pub image: Image,
+    /// What leaves the guest although KVM could do it.
+    pub filter: MsrFilter,
+    /// What leaves the guest rather than being #GP.
+    pub reasons: ExitReasons,
+    /// What the author may not have meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Compiles the text of a policy.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the text; warnings too.
+pub fn compile(source: &str) -> Result<Compiled, Vec<Diagnostic>> {
+    let (policy, mut diagnostics) = parse(source);
+    diagnostics.extend(overlaps(&policy));
+    let defaults = defaults(&policy, &mut diagnostics);
+    for written in &policy.rules {
+        check_rule(written, &mut diagnostics);
+    }
+    check_exempt(&policy, &defaults, &mut diagnostics);
+    if has_error(&diagnostics) {
+        return Err(sorted(diagnostics));
+    }
+    let segments = Access::ALL.map(|access| resolve(&policy, access));
+    let filter = filter(&policy, &segments, &defaults, &mut diagnostics);
+    let image = image(&segments, defaults, &mut diagnostics);
+    match (filter, image) {
+        (Some(filter), Some(image)) => Ok(Compiled {
+            reasons: reasons(&filter, &defaults),
+            image,
+            filter,
+            warnings: sorted(diagnostics),
+        }),
+        _ => Err(sorted(diagnostics)),
+    }
+}
+
+/// A filter that denies by default denies before anybody knows whether KVM has the MSR.
+fn defaults(policy: &Policy, diagnostics: &mut Vec<Diagnostic>) -> Defaults {
+    let quiet_fault = Rule::quiet(Action::Fault);
+    let known = policy.known.as_ref().map_or(Rule::ALLOW, |word| word.rule);
+    let refused = if known == Rule::ALLOW {
+        quiet_fault
+    } else {
+        known
+    };
+    let rule = |word: &Option<Word>| word.as_ref().map_or(refused, |word| word.rule);
+    let defaults = Defaults {
+        known,
+        unknown: rule(&policy.unknown),
+        invalid: rule(&policy.invalid),
+    };
+    let Some(known_word) = policy
+        .known
+        .as_ref()
+        .filter(|word| word.rule != Rule::ALLOW)
+    else {
+        return defaults;
+    };
+    for word in [&policy.unknown, &policy.invalid].into_iter().flatten() {
+        if word.rule != known {
+            diagnostics.push(
+                Diagnostic::error(
+                    "policy::default-deny",
+                    "a filter that denies by default cannot tell known from unknown MSRs",
+                )
+                .at(word.span.clone(), "this would not be honoured")
+                .at(known_word.span.clone(), "because everything is denied here")
+                .help("leave this line out, or write the same word in both"),
+            );
+        }
+    }
+    defaults
+}
+
+fn check_rule(written: &WrittenRule, diagnostics: &mut Vec<Diagnostic>) {
+    let seen = |rule: &Rule| *rule != Rule::ALLOW;
+    let is_seen = written.rules.iter().flatten().any(seen);
+    let logs_allowed = written
+        .rules
+        .iter()
+        .flatten()
+        .any(|rule| *rule == Rule::logged(Action::Allow));
+    for selector in &written.msrs {
+        if is_seen && selector.overlaps(0x800, 0x8ff) {
+            diagnostics.push(
+                Diagnostic::error("policy::x2apic", "KVM never filters the x2APIC's MSRs")
+                    .at(selector.span.clone(), "holds MSRs of 0x800..=0x8ff")
+                    .help("leave them out: whatever the policy says, KVM answers them itself"),
+            );
+        }
+        if logs_allowed && let Some((index, how)) = unfaithful(selector.first.0, selector.last.0) {
+            let name = index.name().unwrap_or("this MSR");
+            diagnostics.push(
+                Diagnostic::error(
+                    "policy::log-allow",
+                    format!("{name} ({index}) cannot be both allowed and logged"),
+                )
+                .at(selector.span.clone(), format!("the host path {how}"))
+                .help("leave out `log`, or write a narrower rule without it"),
+            );
+        }
+    }
+}
+
+/// With everything denied, somebody may believe that x2APIC MSRs are denied too.
+fn check_exempt(policy: &Policy, defaults: &Defaults, diagnostics: &mut Vec<Diagnostic>) {
+    let Some(known) = &policy.known else { return };
+    let is_named = policy
+        .rules
+        .iter()
+        .flat_map(|written| &written.msrs)
+        .any(|selector| selector.overlaps(0x800, 0x8ff));
+    if defaults.known != Rule::ALLOW && !is_named {
+        diagnostics.push(
+            Diagnostic::warning("policy::x2apic", "KVM never filters the x2APIC's MSRs")
+                .at(known.span.clone(), "holds for all MSRs but 0x800..=0x8ff")
+                .help("to say that you know: [[rule]] msr = \"0x800..=0x8ff\", both = \"allow\""),
+        );
+    }
+}
+
+fn filter(
+    policy: &Policy,
+    segments: &[Vec<Segment>; 2],
+    defaults: &Defaults,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Option<MsrFilter> {
+    let allows_by_default = defaults.known == Rule::ALLOW;
+    let exceptions = Exceptions {
+        default: if allows_by_default {
+            DefaultAction::Allow
+        } else {
+            DefaultAction::Deny
+        },
+        intervals: [0, 1].map(|access| {
+            let differs = |segment: &&Segment| (segment.rule == Rule::ALLOW) != allows_by_default;
+            merged(segments[access].iter().filter(differs))
+        }),
+    };
+    let error = match plan(&exceptions) {
+        Ok(filter) => return Some(filter),
+        Err(error) => error,
+    };
+    diagnostics.push(match error {
+        PlanError::TooManyRanges { needed } => Diagnostic::error(
+            "policy::too-many-ranges",
+            format!("the policy needs {needed} filter ranges, but KVM has {MAX_RANGES}"),
+        )
+        .help(if allows_by_default {
+            "a range holds 12,288 MSRs, allowed or not: name fewer MSRs that lie far from others"
+        } else {
+            "a range holds 12,288 MSRs, allowed or not: allow fewer MSRs that lie far from others"
+        }),
+        PlanError::LastMsr => {
+            let diagnostic = Diagnostic::error(
+                "policy::last-msr",
+                "no filter range can hold MSR 0xffffffff",
+            )
+            .help("end the range at 0xfffffffe: only the default governs the last MSR");
+            let selectors = policy.rules.iter().flat_map(|written| &written.msrs);
+            match selectors
+                .into_iter()
+                .find(|selector| selector.last.0 == u32::MAX)
+            {
+                Some(selector) => diagnostic.at(selector.span.clone(), "holds MSR 0xffffffff"),
+                None => diagnostic,
+            }
+        }
+    });
+    None
+}
+
+fn merged<'a>(segments: impl Iterator<Item = &'a Segment>) -> Vec<Interval> {
+    let mut intervals: Vec<Interval> = Vec::new();
+    for segment in segments {
+        match intervals.last_mut() {
+            Some(before) if before.1.checked_add(1) == Some(segment.first) => {
+                before.1 = segment.last
+            }
+            _ => intervals.push((segment.first, segment.last)),
+        }
+    }
+    intervals
+}
+
+fn image(
+    segments: &[Vec<Segment>; 2],
+    defaults: Defaults,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Option<Image> {
+    let mut image = Image::new(defaults);
+    for access in Access::ALL {
+        for segment in &segments[access as usize] {
+            if segment.rule == defaults.known {
+                continue;
+            }
+            let set = image.set(
+                segment.first.into(),
+                segment.last.into(),
+                access,
+                segment.rule,
+            );
+            if let Err(error) = set {
+                diagnostics.push(
+                    Diagnostic::error("policy::too-big", format!("the policy names {error}"))
+                        .help("say with `defaults` what holds for most MSRs"),
+                );
+                return None;
+            }
+        }
+    }
+    Some(image)
+}
+
+/// What KVM would fault and the policy faults silently need not leave the guest.
+fn reasons(filter: &MsrFilter, defaults: &Defaults) -> ExitReasons {
+    let quiet_fault = Rule::quiet(Action::Fault);
+    let mut reasons = ExitReasons::NONE;
+    if *filter != MsrFilter::allow_all() {
+        reasons = reasons.with(ExitReason::FILTER);
+    }
+    if defaults.unknown != quiet_fault {
+        reasons = reasons.with(ExitReason::UNKNOWN);
+    }
+    if defaults.invalid != quiet_fault {
+        reasons = reasons.with(ExitReason::INVAL);
+    }
+    reasons
+}
+
+fn has_error(diagnostics: &[Diagnostic]) -> bool {
+    diagnostics
+        .iter()
+        .any(|diagnostic| diagnostic.severity == Severity::Error)
+}
+
+fn sorted(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span().map_or(0, |span| span.start));
+    diagnostics
+}

@@ -1,0 +1,33 @@
+//! One text says what every MSR access of a VM does; [`compile`] makes it what KVM and the gate need.
+//!
+//! * [`compile`]: text in, [`Compiled`] out: the filter, the exit reasons, the image of the answers.
+//! * [`Diagnostic`]: what is wrong with the text, where, and what to write instead. Many per run.
+//!
+//! ```
+//! let source = r#"
+//!     version = 1
+//!     [defaults]
+//!     unknown = "ignore"
+//!     [[rule]]
+//!     msr = "IA32_SPEC_CTRL"
+//!     both = "fault"
+//! "#;
+//! let compiled = msrgate_policy::compile(source).expect("this policy has no mistakes");
+//! assert_eq!(compiled.filter.ranges().len(), 1);
+//! ```
+//!
+//! A policy that a kernel cannot honour is refused by name, never made weaker. Nothing here does I/O, or
+//! knows how a diagnostic is drawn.
+#![forbid(unsafe_code)]
+
+mod ast;
+mod compile;
+mod diagnostic;
+mod forward;
+mod parse;
+mod plan;
+mod reader;
+mod resolve;
+
+pub use compile::{Compiled, compile};
+pub use diagnostic::{Diagnostic, Label, Severity};

@@ -1,0 +1,157 @@
+//! Which rule decides each MSR: the narrowest that holds it. Rules of one width must not overlap.
+
+use std::collections::BTreeSet;
+
+use msrgate_core::{Access, Rule};
+
+use crate::ast::{Policy, Selector, Span};
+use crate::diagnostic::Diagnostic;
+
+/// MSRs that stand next to each other and have one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) first: u32,
+    pub(crate) last: u32,
+    pub(crate) rule: Rule,
+}
+
+/// The rules of one direction as segments: sorted, disjoint, and as long as they can be.
+pub(crate) fn resolve(policy: &Policy, access: Access) -> Vec<Segment> {
+    let pieces = pieces(policy, access);
+    // A selector counts from its first MSR on, and no longer behind its last.
+    let mut bounds: Vec<(u64, bool, usize)> = Vec::with_capacity(pieces.len() * 2);
+    for (number, (selector, _)) in pieces.iter().enumerate() {
+        bounds.push((selector.first.0.into(), true, number));
+        bounds.push((u64::from(selector.last.0) + 1, false, number));
+    }
+    bounds.sort_unstable();
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut open = BTreeSet::new();
+    for (position, &(at, opens, number)) in bounds.iter().enumerate() {
+        let key = (pieces[number].0.width(), number);
+        if opens {
+            open.insert(key);
+        } else {
+            open.remove(&key);
+        }
+        let next = bounds.get(position + 1).map_or(at, |bound| bound.0);
+        if let Some(&(_, narrowest)) = open.first()
+            && let (Ok(first), Ok(last)) = (u32::try_from(at), u32::try_from(next.wrapping_sub(1)))
+            && at < next
+        {
+            append(&mut segments, first, last, pieces[narrowest].1);
+        }
+    }
+    segments
+}
+
+/// Every two selectors that are equally wide, overlap, and speak of the same direction.
+pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
+    let mut seen: Vec<(Span, Span)> = Vec::new();
+    for access in Access::ALL {
+        let mut pieces = pieces(policy, access);
+        pieces.sort_by_key(|(selector, _)| (selector.width(), selector.first, selector.span.start));
+        for pair in pieces.windows(2) {
+            let (one, other) = (pair[0].0, pair[1].0);
+            if one.width() == other.width() && one.overlaps(other.first.0, other.last.0) {
+                let mut spans = [one.span.clone(), other.span.clone()];
+                spans.sort_by_key(|span| span.start);
+                let [earlier, later] = spans;
+                seen.push((later, earlier));
+            }
+        }
+    }
+    seen.sort_by_key(|(later, earlier)| (later.start, earlier.start));
+    seen.dedup();
+    seen.into_iter()
+        .map(|(later, earlier)| {
+            Diagnostic::error(
+                "policy::overlap",
+                "two rules of the same width decide an MSR",
+            )
+            .at(later, "this rule")
+            .at(earlier, "and this one")
+            .help("remove one, or narrow it: a narrower rule wins over a wider one")
+        })
+        .collect()
+}
+
+fn pieces(policy: &Policy, access: Access) -> Vec<(&Selector, Rule)> {
+    let mut pieces = Vec::new();
+    for written in &policy.rules {
+        if let Some(rule) = written.rule(access) {
+            pieces.extend(written.msrs.iter().map(|selector| (selector, rule)));
+        }
+    }
+    pieces
+}
+
+fn append(segments: &mut Vec<Segment>, first: u32, last: u32, rule: Rule) {
+    if let Some(before) = segments.last_mut()
+        && before.rule == rule
+        && before.last.checked_add(1) == Some(first)
+    {
+        before.last = last;
+        return;
+    }
+    segments.push(Segment { first, last, rule });
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_core::Action;
+
+    use super::*;
+    use crate::parse::parse;
+
+    fn policy(source: &str) -> Policy {
+        let (policy, diagnostics) = parse(&format!("version = 1\n{source}"));
+        assert_eq!(diagnostics, []);
+        policy
+    }
+
+    #[test]
+    fn narrower_rule_cuts_a_hole_into_the_wider() {
+        let policy = policy(
+            "[[rule]]\nmsr = '0x10..=0x1f'\nread = 'fault'\n[[rule]]\nmsr = 0x18\nread = 'ignore'\n",
+        );
+        let segment = |first, last, action| Segment {
+            first,
+            last,
+            rule: Rule::quiet(action),
+        };
+        assert_eq!(
+            resolve(&policy, Access::Read),
+            [
+                segment(0x10, 0x17, Action::Fault),
+                segment(0x18, 0x18, Action::Ignore),
+                segment(0x19, 0x1f, Action::Fault),
+            ]
+        );
+        assert_eq!(resolve(&policy, Access::Write), []);
+        assert_eq!(overlaps(&policy), []);
+    }
+
+    #[test]
+    fn whole_index_space_is_one_segment() {
+        let policy = policy("[[rule]]\nmsr = '0x0..=0xffffffff'\nboth = 'ignore'\n");
+        let segments = resolve(&policy, Access::Write);
+        assert_eq!((segments[0].first, segments[0].last), (0, u32::MAX));
+        assert_eq!(segments.len(), 1);
+    }
+
+    #[test]
+    fn equally_wide_rules_that_overlap_are_shown_once_for_both_directions() {
+        let policy = policy(
+            "[[rule]]\nmsr = '0x10..=0x1f'\nboth = 'fault'\n[[rule]]\nmsr = '0x18..=0x27'\nboth = 'ignore'\n",
+        );
+        assert_eq!(overlaps(&policy).len(), 1);
+    }
+
+    #[test]
+    fn rules_for_different_directions_do_not_overlap() {
+        let policy =
+            policy("[[rule]]\nmsr = 1\nread = 'fault'\n[[rule]]\nmsr = 1\nwrite = 'ignore'\n");
+        assert_eq!(overlaps(&policy), []);
+    }
+}
