@@ -5,7 +5,9 @@
 
 use core::fmt;
 
-use crate::{Errno, ExitReasons, MsrFilter, MsrIndex, Registers, SystemRegisters, VmEntry, VmExit};
+use crate::{
+    Errno, Exception, ExitReasons, MsrFilter, MsrIndex, Registers, SystemRegisters, VmEntry, VmExit,
+};
 
 /// A virtual machine whose MSR accesses can be filtered and deflected.
 pub trait Vm {
@@ -92,6 +94,17 @@ pub trait Vcpu {
     /// # Errors
     /// The call itself failed.
     fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError>;
+
+    /// The exception that the guest met last, where the backend keeps track: for the report of a triple
+    /// fault.
+    fn last_exception(&self) -> Option<Exception> {
+        None
+    }
+
+    /// Instructions retired since reset, where the backend counts them.
+    fn retired(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Interrupts a vCPU, from any thread and for as long as the handle lives.

@@ -14,6 +14,44 @@ impl fmt::Display for Gp {
     }
 }
 
+/// An exception that was delivered, or could not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Exception {
+    /// Vector, 0 to 31.
+    pub vector: u8,
+    /// For the vectors that push one.
+    pub error_code: Option<u32>,
+}
+
+impl Exception {
+    /// The manuals' mnemonic, such as `#GP`; SDM vol. 3, table 7-1.
+    #[must_use]
+    pub const fn mnemonic(self) -> Option<&'static str> {
+        const NAMES: [&str; 22] = [
+            "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS",
+            "#GP", "#PF", "", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+        ];
+        if (self.vector as usize) < NAMES.len() && !NAMES[self.vector as usize].is_empty() {
+            Some(NAMES[self.vector as usize])
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Display for Exception {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mnemonic() {
+            Some(mnemonic) => f.write_str(mnemonic)?,
+            None => write!(f, "exception {}", self.vector)?,
+        }
+        match self.error_code {
+            Some(code) => write!(f, "({code:#x})"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Why `run` came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
