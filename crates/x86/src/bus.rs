@@ -11,8 +11,9 @@ pub struct RamPage(pub u64);
 /// Guest memory and time, as one processor sees them.
 ///
 /// Offsets are within the page, and `offset + N <= 4096` always holds for the calls a processor makes;
-/// a bus must still not reach outside its memory where it does not.
-pub trait Bus {
+/// a bus must still not reach outside its memory where it does not. `'static` because a processor keeps decoded code
+/// that is made for the type of its bus.
+pub trait Bus: 'static {
     /// The RAM behind guest-physical page number `pfn` (address >> 12), for reading or for writing.
     /// `None`: no RAM, so the access is MMIO. A read-only slot answers `None` for writing.
     fn ram_page(&mut self, pfn: u64, write: bool) -> Option<RamPage>;

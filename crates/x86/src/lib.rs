@@ -2,17 +2,35 @@
 //!
 //! A [`Cpu`] runs guest code out of a [`Bus`] until something happens that it cannot finish alone: a
 //! [`Stop`]. It is deterministic, knows nothing of KVM, and holds no guest memory of its own.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "cutting and sign-extending is what the instructions do"
+)]
 
 mod bus;
+mod code;
 mod control;
 mod cpu;
-mod cpuid;
+mod decode;
+mod exec;
+mod flags;
+mod int;
+mod interrupt;
+mod memory;
+mod op;
+mod reg;
+mod run;
+mod seg;
+mod segment;
+mod state;
 mod stop;
+mod system;
+mod tlb;
 mod walk;
 
-pub use bus::{Bus, RamPage};
-pub use cpu::{Config, Cpu, CpuidLeaf, Exception, Fpu};
-pub use cpuid::{
-    AMD_COPIES, CpuidRegister, Feature, SUPPORTED_FEATURES, fixed_cpuid, supported_mask,
-};
+pub use bus::{Bus, PAGE_BYTES, RamPage};
+pub use cpu::Cpu;
+pub use state::{Config, CpuidLeaf, DebugRegisters, Exception, Fpu, MsrState, Unimplemented};
 pub use stop::Stop;

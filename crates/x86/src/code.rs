@@ -1,0 +1,353 @@
+//! Decoded code: blocks of [`Op`]s, found by where they are in memory.
+//!
+//! A [`Block`] is code without a jump into or (but for conditional branches that fall through) out of its
+//! middle. It belongs to a guest-physical address, and to the RIP that it was decoded for, because targets
+//! and RIP-relative addresses are absolute in it. [`Code::find`] goes from RIP to the block through a small
+//! direct-mapped table that [`CodeState::epoch`] empties at once whenever an address may mean other code.
+//!
+//! Stores into code are noticed by [`memory`](crate::memory), through [`CodeState::lines`].
+
+use std::collections::HashMap;
+
+use crate::memory::line_mask;
+use crate::op::{Exit, Fault, Op};
+use crate::{Bus, Cpu, RamPage, decode, seg};
+
+/// Longest block in bytes: offsets in it are 8 bits wide.
+const MAX_BLOCK_BYTES: usize = 240;
+/// Longest block in instructions.
+const MAX_BLOCK_OPS: usize = 64;
+/// Longest instruction.
+const MAX_OP_BYTES: usize = 15;
+/// Everything is forgotten when there are more than this many decoded instructions.
+const MAX_OPS: usize = 1 << 18;
+
+const JUMPS: usize = 1 << 12;
+const BUCKETS: usize = 1 << 14;
+/// "No block" where a block number is stored.
+const NONE: u32 = u32::MAX;
+
+/// What the processor knows of decoded code without knowing the bus.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CodeState {
+    /// Frames with decoded code: which of their 64-byte lines hold some.
+    pub(crate) lines: HashMap<u64, u64>,
+    /// Frames whose decoded code a store has made stale.
+    pub(crate) stale: Vec<u64>,
+    /// Counts the changes after which an address may mean other code.
+    pub(crate) epoch: u64,
+    /// Counts the calls of [`Cpu::verify_code`].
+    pub(crate) verify: u32,
+    /// Forget everything.
+    pub(crate) flush: bool,
+}
+
+/// A run of instructions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    first: u32,
+    count: u32,
+    key: Key,
+    /// The frame that the last instruction reaches into, if it is not the first one's.
+    second_pfn: Option<u64>,
+    /// Where its bytes are in [`Code::bytes`], and how many.
+    bytes: u32,
+    pub(crate) len_bytes: u8,
+    /// [`CodeState::verify`] when the bytes were last compared.
+    verify: u32,
+    live: bool,
+    /// The next block of the same bucket.
+    next: u32,
+}
+
+impl Block {
+    /// How many instructions it has.
+    #[inline(always)]
+    pub(crate) const fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+/// What a block belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    gpa: u64,
+    rip: u64,
+    bits: u8,
+}
+
+impl Key {
+    fn bucket(self) -> usize {
+        (self.gpa ^ self.gpa >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 32
+            & (BUCKETS - 1)
+    }
+}
+
+/// An entry of the table from RIP to block.
+#[derive(Clone, Copy)]
+struct Jump {
+    rip: u64,
+    /// Epoch, privilege and width that it was entered in.
+    state: u64,
+    block: u32,
+}
+
+/// All decoded code.
+pub(crate) struct Code<B> {
+    ops: Vec<Op<B>>,
+    blocks: Vec<Block>,
+    bytes: Vec<u8>,
+    buckets: Box<[u32]>,
+    jumps: Box<[Jump; JUMPS]>,
+    /// Blocks by frame.
+    frames: HashMap<u64, Vec<u32>>,
+}
+
+impl<B: Bus> Code<B> {
+    pub(crate) fn new() -> Self {
+        let jump = Jump {
+            rip: 0,
+            state: u64::MAX,
+            block: NONE,
+        };
+        Self {
+            ops: Vec::new(),
+            blocks: Vec::new(),
+            bytes: Vec::new(),
+            buckets: vec![NONE; BUCKETS].into(),
+            jumps: Box::new([jump; JUMPS]),
+            frames: HashMap::new(),
+        }
+    }
+
+    /// The block at RIP, decoded now if need be.
+    #[inline]
+    pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Block, Exit> {
+        let jump = &self.jumps[Self::jump_slot(cpu.rip)];
+        if jump.rip == cpu.rip && jump.state == cpu.code_epoch() {
+            return Ok(self.blocks[jump.block as usize]);
+        }
+        self.find_slow(cpu, bus)
+    }
+
+    /// The instructions of a block.
+    #[inline]
+    pub(crate) fn ops(&self, block: &Block) -> &[Op<B>] {
+        &self.ops[block.first as usize..(block.first + block.count) as usize]
+    }
+
+    /// Does what [`CodeState`] asks for.
+    pub(crate) fn settle(&mut self, cpu: &mut Cpu) {
+        if cpu.code_state.flush {
+            self.clear(cpu);
+        }
+        while let Some(pfn) = cpu.code_state.stale.pop() {
+            self.invalidate(cpu, pfn);
+        }
+    }
+
+    fn jump_slot(rip: u64) -> usize {
+        (rip ^ rip >> 12) as usize % JUMPS
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_slow(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Block, Exit> {
+        if self.ops.len() > MAX_OPS {
+            self.clear(cpu);
+        }
+        let place = Place::of(cpu, bus)?;
+        let number = match self.search(cpu, bus, &place)? {
+            Some(number) => number,
+            None => self.build(cpu, bus, &place)?,
+        };
+        self.jumps[Self::jump_slot(cpu.rip)] = Jump {
+            rip: cpu.rip,
+            state: cpu.code_epoch(),
+            block: number,
+        };
+        Ok(self.blocks[number as usize])
+    }
+
+    /// A block that was decoded before and still stands for its bytes.
+    fn search(&mut self, cpu: &mut Cpu, bus: &mut B, place: &Place) -> Result<Option<u32>, Exit> {
+        let mut number = self.buckets[place.key.bucket()];
+        while number != NONE {
+            let block = self.blocks[number as usize];
+            if block.live && block.key == place.key && self.is_current(cpu, bus, place, number)? {
+                return Ok(Some(number));
+            }
+            number = block.next;
+        }
+        Ok(None)
+    }
+
+    fn is_current(
+        &mut self,
+        cpu: &mut Cpu,
+        bus: &mut B,
+        place: &Place,
+        number: u32,
+    ) -> Result<bool, Exit> {
+        let block = &mut self.blocks[number as usize];
+        if block.second_pfn.is_none() && block.verify == cpu.code_state.verify {
+            return Ok(true);
+        }
+        let mut bytes = [0; MAX_BLOCK_BYTES + MAX_OP_BYTES];
+        let len = usize::from(block.len_bytes);
+        let source = place.load(cpu, bus, &mut bytes[..len])?;
+        let known = &self.bytes[block.bytes as usize..][..len];
+        if source == block.second_pfn && bytes[..len] == *known {
+            block.verify = cpu.code_state.verify;
+            return Ok(true);
+        }
+        block.live = false;
+        Ok(false)
+    }
+
+    fn build(&mut self, cpu: &mut Cpu, bus: &mut B, place: &Place) -> Result<u32, Exit> {
+        let mut bytes = [0; MAX_BLOCK_BYTES + MAX_OP_BYTES];
+        let mut second_pfn = None;
+        let mut room = place.room.min(bytes.len());
+        place.load(cpu, bus, &mut bytes[..room])?;
+        let first = self.ops.len();
+        let mut len = decode::block(cpu, &bytes[..room], MAX_BLOCK_OPS, &mut self.ops);
+        if len == 0 {
+            // The first instruction needs the next page too.
+            room = MAX_OP_BYTES;
+            second_pfn = place.load(cpu, bus, &mut bytes[..room])?;
+            len = decode::block(cpu, &bytes[..room], 1, &mut self.ops);
+        }
+        let number = self.blocks.len() as u32;
+        let bucket = &mut self.buckets[place.key.bucket()];
+        self.blocks.push(Block {
+            first: first as u32,
+            count: (self.ops.len() - first) as u32,
+            key: place.key,
+            second_pfn,
+            bytes: self.bytes.len() as u32,
+            len_bytes: len as u8,
+            verify: cpu.code_state.verify,
+            live: true,
+            next: core::mem::replace(bucket, number),
+        });
+        self.bytes.extend_from_slice(&bytes[..len]);
+        self.note(
+            cpu,
+            number,
+            place.pfn(),
+            place.offset(),
+            len.min(place.room),
+        );
+        if let Some(pfn) = second_pfn {
+            self.note(cpu, number, pfn, 0, len.saturating_sub(place.room));
+        }
+        Ok(number)
+    }
+
+    /// Remembers that a block's bytes are in a frame.
+    fn note(&mut self, cpu: &mut Cpu, number: u32, pfn: u64, offset: usize, len_bytes: usize) {
+        self.frames.entry(pfn).or_default().push(number);
+        let lines = cpu.code_state.lines.entry(pfn).or_default();
+        if *lines == 0 {
+            cpu.tlb.mark_code(pfn);
+        }
+        *lines |= line_mask(offset, len_bytes);
+    }
+
+    fn invalidate(&mut self, cpu: &mut Cpu, pfn: u64) {
+        for number in self.frames.remove(&pfn).into_iter().flatten() {
+            self.blocks[number as usize].live = false;
+        }
+        cpu.code_state.lines.remove(&pfn);
+        cpu.tlb.unmark_code(pfn);
+        cpu.code_state.epoch += 1;
+    }
+
+    fn clear(&mut self, cpu: &mut Cpu) {
+        self.ops.clear();
+        self.blocks.clear();
+        self.bytes.clear();
+        self.buckets.fill(NONE);
+        self.frames.clear();
+        cpu.code_state.lines.clear();
+        cpu.code_state.stale.clear();
+        cpu.code_state.flush = false;
+        cpu.flush_tlb(false);
+    }
+}
+
+impl Cpu {
+    /// What an entry of the jump table must agree on.
+    #[inline(always)]
+    fn code_epoch(&self) -> u64 {
+        self.code_state.epoch << 8 | u64::from(self.code_bits) | u64::from(self.cpl == 3) << 7
+    }
+}
+
+/// Where RIP is in memory.
+struct Place {
+    key: Key,
+    linear: u64,
+    page: RamPage,
+    /// Bytes to the end of the page.
+    room: usize,
+}
+
+impl Place {
+    fn of<B: Bus>(cpu: &mut Cpu, bus: &mut B) -> Result<Self, Exit> {
+        let rip = cpu.rip;
+        let mut linear = rip;
+        let mut room = 4096;
+        if !cpu.is_64() {
+            let cs = &cpu.segs[seg::CS];
+            let Some(left) = u64::from(cs.limit).checked_sub(rip) else {
+                return Err(cpu.raise(Fault::GP));
+            };
+            room = room.min(left as usize + 1);
+            linear = cs.base.wrapping_add(rip) & 0xffff_ffff;
+        }
+        let Some((page, pfn)) = cpu.fetch_page(bus, linear)? else {
+            return Err(cpu.raise(Fault::UD));
+        };
+        let offset = linear as usize % 4096;
+        Ok(Self {
+            key: Key {
+                gpa: pfn << 12 | offset as u64,
+                rip,
+                bits: cpu.code_bits,
+            },
+            linear,
+            page,
+            room: room.min(4096 - offset),
+        })
+    }
+
+    fn pfn(&self) -> u64 {
+        self.key.gpa >> 12
+    }
+
+    fn offset(&self) -> usize {
+        self.key.gpa as usize % 4096
+    }
+
+    /// Loads code from here on. Returns the second frame, where it reaches into one.
+    fn load<B: Bus>(
+        &self,
+        cpu: &mut Cpu,
+        bus: &mut B,
+        bytes: &mut [u8],
+    ) -> Result<Option<u64>, Exit> {
+        let (here, there) = bytes.split_at_mut(bytes.len().min(4096 - self.offset()));
+        bus.load_bytes(self.page, self.offset(), here);
+        if there.is_empty() {
+            return Ok(None);
+        }
+        let next = self.linear.wrapping_add(here.len() as u64);
+        let Some((page, pfn)) = cpu.fetch_page(bus, next)? else {
+            return Err(cpu.raise(Fault::UD));
+        };
+        bus.load_bytes(page, 0, there);
+        Ok(Some(pfn))
+    }
+}

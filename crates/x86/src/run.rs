@@ -1,0 +1,279 @@
+//! The run loop: blocks after blocks, and what happens between them.
+//!
+//! A block runs without a look at anything but its instructions' [`Flow`]. What needs one instruction at a
+//! time (single-stepping, interrupt shadows, MMIO, stores into code, the last instructions of a budget) goes
+//! through [`Cpu::step`].
+
+use core::any::Any;
+
+use crate::code::{Block, Code};
+use crate::cpu::Shadow;
+use crate::flags;
+use crate::interrupt::Event;
+use crate::op::{Exit, Fault, Flow, Op, vector};
+use crate::{Bus, Cpu, Stop};
+
+/// DR6.BS: a #DB is due to single-stepping.
+const DR6_BS: u64 = 1 << 14;
+
+impl Cpu {
+    /// Runs until something happens that the processor cannot finish alone, but for at most about `budget`
+    /// instructions: exactly that many, unless a repeated string instruction or an exception, which each
+    /// count at least once, ends them.
+    pub fn run<B: Bus>(&mut self, bus: &mut B, budget: u64) -> Stop {
+        let mut code = self.take_code::<B>();
+        let stop = self.run_blocks(bus, &mut code, budget);
+        self.code = Some(code);
+        stop
+    }
+
+    /// The decoded code, if it is for this kind of bus; else none.
+    fn take_code<B: Bus>(&mut self) -> Box<Code<B>> {
+        let code: Option<Box<dyn Any>> = self.code.take().map(|code| code as Box<dyn Any>);
+        match code.and_then(|code| code.downcast().ok()) {
+            Some(code) => code,
+            None => {
+                self.code_state.flush = true;
+                self.attention = true;
+                Box::new(Code::new())
+            }
+        }
+    }
+
+    fn run_blocks<B: Bus>(&mut self, bus: &mut B, code: &mut Code<B>, budget: u64) -> Stop {
+        let mut left = budget;
+        loop {
+            let mut alone = false;
+            if self.attention {
+                match self.attend(bus, code, &mut left) {
+                    Ok(careful) => alone = careful,
+                    Err(stop) => return stop,
+                }
+            }
+            if left == 0 {
+                return Stop::Budget;
+            }
+            let done = match code.find(self, bus) {
+                Ok(block) if alone || u64::from(block.count()) > left => {
+                    let op = code.ops(&block)[0];
+                    left -= 1;
+                    self.step(bus, &op)
+                }
+                Ok(block) => self.run_block(bus, code, &block, &mut left),
+                Err(exit) => {
+                    left -= 1;
+                    self.leave(bus, exit)
+                }
+            };
+            if let Err(stop) = done {
+                return stop;
+            }
+        }
+    }
+
+    #[inline]
+    fn run_block<B: Bus>(
+        &mut self,
+        bus: &mut B,
+        code: &Code<B>,
+        block: &Block,
+        left: &mut u64,
+    ) -> Result<(), Stop> {
+        for (i, op) in code.ops(block).iter().enumerate() {
+            let Err(exit) = (op.exec)(self, bus, op) else {
+                continue;
+            };
+            let (before, after) = (i as u64, i as u64 + 1);
+            *left -= after;
+            if exit == Exit::Jump {
+                self.retired += after;
+                return Ok(());
+            }
+            if exit == Exit::Leave {
+                self.rip = self.next_rip(op);
+                self.retired += after;
+                return Ok(());
+            }
+            self.retired += before;
+            return match exit {
+                Exit::Careful => self.step(bus, op),
+                _ => self.finish(bus, op, exit),
+            };
+        }
+        let count = u64::from(block.count());
+        *left -= count;
+        self.retired += count;
+        self.rip = self.wrap_rip(self.rip.wrapping_add(u64::from(block.len_bytes)));
+        Ok(())
+    }
+
+    /// Executes one instruction alone, and everything that belongs between it and the next.
+    #[cold]
+    fn step<B: Bus>(&mut self, bus: &mut B, op: &Op<B>) -> Result<(), Stop> {
+        let trap = self.flags.has(flags::TF);
+        let resume = self.flags.has(flags::RF);
+        let shadow = core::mem::take(&mut self.shadow);
+        let single_step = self.config.single_step;
+        self.careful = true;
+        self.mmio.start();
+        let rip = self.rip_of(op);
+        let flow = (op.exec)(self, bus, op);
+        self.careful = false;
+        self.attention = true;
+        if let Err(Exit::Stop | Exit::Careful) = flow {
+            self.shadow = shadow;
+            return self.finish(bus, op, Exit::Stop);
+        }
+        if let Err(Exit::Fault) = flow {
+            self.mmio.abandon();
+            return self.finish(bus, op, Exit::Fault);
+        }
+        self.mmio.commit();
+        if flow != Err(Exit::Repeat) && resume && !self.jumped_by_iret(flow) {
+            self.flags.put(flags::RF, false);
+        }
+        let left = match flow {
+            Ok(()) => self.finish(bus, op, Exit::Leave),
+            Err(exit) => self.finish(bus, op, exit),
+        };
+        if trap && self.shadow != Shadow::MovSs && self.pending.exception.is_none() {
+            self.queue(Fault {
+                payload: DR6_BS,
+                ..Fault::plain(vector::DB)
+            });
+        }
+        left?;
+        if single_step && flow != Err(Exit::Repeat) {
+            let _ = rip;
+            return Err(Stop::Debug {
+                vector: vector::DB,
+                rip: self.rip,
+                dr6: DR6_BS,
+            });
+        }
+        Ok(())
+    }
+
+    /// IRET sets RF for what follows; whoever else ends a block clears it.
+    fn jumped_by_iret(&self, flow: Flow) -> bool {
+        flow == Err(Exit::Jump) && self.flags.has(flags::RF)
+    }
+
+    /// Moves RIP and counts, as the end of an instruction demands.
+    fn finish<B: Bus>(&mut self, bus: &mut B, op: &Op<B>, exit: Exit) -> Result<(), Stop> {
+        match exit {
+            Exit::Jump => self.retired += 1,
+            Exit::Leave => {
+                self.rip = self.next_rip(op);
+                self.retired += 1;
+            }
+            Exit::StopAfter => {
+                self.rip = self.next_rip(op);
+                self.retired += 1;
+                return Err(self.stop);
+            }
+            Exit::Fault | Exit::Stop | Exit::Repeat | Exit::Careful => {
+                self.rip = self.rip_of(op);
+                self.stopped_len = op.len;
+                return self.leave(bus, exit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends an instruction that has not retired; RIP is its own.
+    fn leave<B: Bus>(&mut self, bus: &mut B, exit: Exit) -> Result<(), Stop> {
+        match exit {
+            Exit::Fault => {
+                let fault = self.fault;
+                self.deliver_or_stop(bus, fault)
+            }
+            Exit::Stop => Err(self.stop),
+            _ => Ok(()),
+        }
+    }
+
+    fn deliver_or_stop<B: Bus>(&mut self, bus: &mut B, fault: Fault) -> Result<(), Stop> {
+        self.attention = true;
+        if self.config.trap_debug && matches!(fault.vector, vector::DB | vector::BP) {
+            return Err(Stop::Debug {
+                vector: fault.vector,
+                rip: self.rip,
+                dr6: fault.payload,
+            });
+        }
+        self.deliver(bus, Event::Exception(fault))
+    }
+
+    /// Looks at what waits between two instructions. `Ok(true)`: the next instruction must run alone.
+    #[cold]
+    fn attend<B: Bus>(
+        &mut self,
+        bus: &mut B,
+        code: &mut Code<B>,
+        left: &mut u64,
+    ) -> Result<bool, Stop> {
+        if self.shut_down {
+            return Err(Stop::TripleFault);
+        }
+        code.settle(self);
+        if let Some(stop) = self.mmio.next_store() {
+            return Err(stop);
+        }
+        self.attention = false;
+        if *left > 0 && self.deliver_pending(bus)? {
+            *left -= 1;
+        }
+        if self.shut_down {
+            return Err(Stop::TripleFault);
+        }
+        let alone = self.shadow != Shadow::None
+            || self.mmio.has_answers()
+            || self.flags.has(flags::TF)
+            || self.flags.has(flags::RF)
+            || self.config.single_step
+            || self.debug.dr7 & 0xff != 0;
+        self.attention |= alone || self.is_event_pending();
+        Ok(alone)
+    }
+
+    fn is_event_pending(&self) -> bool {
+        self.pending.exception.is_some()
+            || self.pending.interrupt.is_some()
+            || self.pending.nmi && !self.pending.nmi_masked
+    }
+
+    /// Delivers the first of what waits. `true`: something was.
+    fn deliver_pending<B: Bus>(&mut self, bus: &mut B) -> Result<bool, Stop> {
+        if let Some(fault) = self.pending.exception.take() {
+            self.shadow = Shadow::None;
+            self.deliver_or_stop(bus, fault)?;
+        } else if self.pending.nmi && !self.pending.nmi_masked && self.shadow != Shadow::MovSs {
+            (self.pending.nmi, self.pending.nmi_masked) = (false, true);
+            self.deliver(bus, Event::Nmi)?;
+        } else if self.shadow == Shadow::None
+            && let Some(vector) = self.pending.interrupt.take()
+        {
+            self.deliver(bus, Event::External(vector))?;
+        } else {
+            return Ok(false);
+        }
+        self.attention = true;
+        Ok(true)
+    }
+
+    /// Retires the instruction that stopped: a completion did its work.
+    pub(crate) fn step_over(&mut self) {
+        self.rip = self.wrap_rip(self.rip.wrapping_add(u64::from(self.stopped_len)));
+        self.retired += 1;
+        self.shadow = Shadow::None;
+        if self.flags.has(flags::TF) {
+            self.queue(Fault {
+                payload: DR6_BS,
+                ..Fault::plain(vector::DB)
+            });
+        }
+        self.flags.put(flags::RF, false);
+        self.stopped_len = 0;
+    }
+}
