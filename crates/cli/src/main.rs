@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod run;
+mod wrap;
 
 use std::io;
 use std::process::ExitCode;
@@ -20,11 +21,12 @@ struct Cli {
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 done; 1 with --strict, the guest did what the policy forbids;
-2 a usage or operating error.";
+2 a usage or operating error. `wrap`: the program's own.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Wrap(wrap::Args),
 }
 
 /// How a verb ended, where nothing went wrong.
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Wrap(args) => wrap::run(&args),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,
