@@ -1,7 +1,8 @@
 //! The words and rules of user-space MSR control, with nothing that does I/O.
 //!
 //! * [`MsrIndex`], [`Access`], [`ExitReason`]: the words of the KVM UAPI.
-//! * [`MsrFilter`]: at most 16 bitmap ranges and a default; [`MsrFilter::decide`] is the oracle.
+//! * [`MsrFilter`]: at most 16 bitmap ranges and a default; [`MsrFilter::decide`] is the oracle, [`Lookup`] the fast form.
+//! * `FilterCell` (feature `std`): the filter of a VM, replaced while its vCPUs run.
 //! * [`VmExit`], [`VmEntry`]: how a vCPU stops and how it goes on, as owned, comparable values.
 //! * [`Disposition`], [`PendingCompletion`]: what an access comes to, and the exit that waits for an answer.
 //! * [`MsrName`]: what MSRs are called; `"IA32_SPEC_CTRL".parse::<MsrIndex>()`.
@@ -18,6 +19,8 @@ extern crate alloc;
 
 mod abi;
 mod backend;
+#[cfg(feature = "std")]
+mod cell;
 mod completion;
 mod disposition;
 mod errno;
@@ -26,13 +29,18 @@ mod exit;
 mod filter;
 mod gate;
 mod image;
+mod lookup;
 mod msr;
 mod names;
 mod reason;
 mod registers;
+#[cfg(feature = "std")]
+mod sync;
 
 pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
 pub use backend::{Kick, RunError, Vcpu, Vm, VmError};
+#[cfg(feature = "std")]
+pub use cell::{FilterCell, FilterReader};
 pub use completion::PendingCompletion;
 pub use disposition::{Disposition, Emulation, UnknownMsrs};
 pub use errno::Errno;
@@ -44,6 +52,7 @@ pub use filter::{
 };
 pub use gate::{Gate, HostMsrs, Recorder};
 pub use image::{Action, Defaults, Image, ImageError, Rule};
+pub use lookup::Lookup;
 pub use msr::{Access, MsrIndex};
 pub use names::{MsrName, ParseMsrIndexError, Vendor, msr_names};
 pub use reason::{ExitReason, ExitReasons, UnknownExitReasons};

@@ -1,0 +1,134 @@
+//! Every interleaving of a few replacements and checks:
+//! `RUSTFLAGS="--cfg loom" cargo test -p msrgate-core --test loom --release`.
+#![cfg(loom)]
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::thread;
+use msrgate_core::{
+    Access, DefaultAction, FilterCell, FilterRange, FilterReader, MsrFilter, MsrIndex, RangeFlags,
+    Verdict,
+};
+
+/// The filter of generation `number` denies the MSRs 0x10 + number and 0x20 + number, and nothing else.
+fn filter(number: u32) -> MsrFilter {
+    let deny =
+        |base| FilterRange::uniform(RangeFlags::READ_WRITE, MsrIndex(base), 1, Verdict::Deny);
+    let ranges = vec![deny(0x10 + number), deny(0x20 + number)];
+    MsrFilter::new(DefaultAction::Allow, ranges).expect("two single MSRs are a filter")
+}
+
+/// The generation of the filter in force, 0 for none; both forms and both halves must say the same.
+fn generation(reader: &mut FilterReader) -> u32 {
+    let Some(filter) = reader.filter() else {
+        return 0;
+    };
+    let number = filter.ranges()[0].base.0 - 0x10;
+    assert_eq!(filter.ranges()[1].base.0 - 0x20, number, "torn");
+    number
+}
+
+#[test]
+fn checks_never_go_back_and_end_at_the_newest() {
+    loom::model(|| {
+        let cell = Arc::new(FilterCell::new());
+        let mut reader = cell.reader();
+        let writer = thread::spawn({
+            let cell = Arc::clone(&cell);
+            move || (1..=2).for_each(|number| cell.replace(filter(number)))
+        });
+        let first = generation(&mut reader);
+        let second = generation(&mut reader);
+        assert!(first <= second, "{first} then {second}");
+        writer.join().unwrap();
+        assert_eq!(generation(&mut reader), 2);
+        assert_eq!(generation(&mut cell.reader()), 2);
+    });
+}
+
+#[test]
+fn check_after_a_returned_replacement_sees_it() {
+    loom::model(|| {
+        let cell = Arc::new(FilterCell::new());
+        let returned = Arc::new(AtomicU32::new(0));
+        let mut reader = cell.reader();
+        let writer = thread::spawn({
+            let (cell, returned) = (Arc::clone(&cell), Arc::clone(&returned));
+            move || {
+                for number in 1..=2 {
+                    cell.replace(filter(number));
+                    returned.store(number, Ordering::Release);
+                }
+            }
+        });
+        for _ in 0..2 {
+            let at_least = returned.load(Ordering::Acquire);
+            assert!(generation(&mut reader) >= at_least);
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn verdict_is_never_a_mixture_of_two_filters() {
+    loom::model(|| {
+        let cell = Arc::new(FilterCell::new());
+        cell.replace(filter(1));
+        let mut reader = cell.reader();
+        let writer = thread::spawn({
+            let cell = Arc::clone(&cell);
+            move || cell.replace(filter(2))
+        });
+        // Denied by the old filter, then by the new one: never allowed, never denied again.
+        let verdicts =
+            [1, 2, 1].map(|number| reader.verdict(MsrIndex(0x10 + number), Access::Read));
+        assert!(verdicts != [Verdict::Allow, Verdict::Allow, Verdict::Deny]);
+        assert!(verdicts[1] == Verdict::Allow || verdicts[2] == Verdict::Allow);
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn two_writers_lose_no_filter_and_hide_none() {
+    loom::model(|| {
+        let cell = Arc::new(FilterCell::new());
+        let returned = Arc::new(AtomicU32::new(0));
+        let mut reader = cell.reader();
+        let writers = [1, 2].map(|number| {
+            let (cell, returned) = (Arc::clone(&cell), Arc::clone(&returned));
+            thread::spawn(move || {
+                cell.replace(filter(number));
+                returned.store(1, Ordering::Release);
+            })
+        });
+        if returned.load(Ordering::Acquire) == 1 {
+            assert_ne!(generation(&mut reader), 0);
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        let last = generation(&mut cell.reader());
+        assert_ne!(last, 0);
+        assert_eq!(generation(&mut reader), last);
+    });
+}
+
+#[test]
+fn late_reader_skips_filters_that_are_gone_and_passes_those_that_are_held() {
+    loom::model(|| {
+        let cell = Arc::new(FilterCell::new());
+        let mut late = cell.reader();
+        cell.replace(filter(1));
+        let held = cell.reader();
+        cell.replace(filter(2));
+        let writer = thread::spawn({
+            let cell = Arc::clone(&cell);
+            move || cell.replace(filter(3))
+        });
+        assert!(generation(&mut late) >= 2);
+        drop(cell);
+        writer.join().unwrap();
+        assert_eq!(generation(&mut late), 3);
+        drop(held);
+    });
+}
