@@ -15,7 +15,7 @@ mod filter;
 mod kick;
 mod open;
 mod parameter;
-mod register;
+pub mod register;
 mod run_page;
 mod string_io;
 mod vcpu;

@@ -11,21 +11,24 @@ macro_rules! copy_fields {
 }
 
 /// `kvm_regs` to core's.
-pub(crate) fn registers(regs: &kvm_regs) -> Registers {
+#[must_use]
+pub fn registers(regs: &kvm_regs) -> Registers {
     copy_fields!(Registers {
         rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
     } from regs)
 }
 
 /// Core's to `kvm_regs`.
-pub(crate) fn kvm_regs(regs: &Registers) -> kvm_regs {
+#[must_use]
+pub fn kvm_regs(regs: &Registers) -> kvm_regs {
     copy_fields!(kvm_regs {
         rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
     } from regs)
 }
 
 /// `kvm_sregs` to core's; the interrupt bitmap is not part of it.
-pub(crate) fn system_registers(sregs: &kvm_sregs) -> SystemRegisters {
+#[must_use]
+pub fn system_registers(sregs: &kvm_sregs) -> SystemRegisters {
     copy_fields!(SystemRegisters {
         cr0, cr2, cr3, cr4, cr8, efer, apic_base,
     } from sregs,
@@ -43,7 +46,8 @@ pub(crate) fn system_registers(sregs: &kvm_sregs) -> SystemRegisters {
 }
 
 /// Core's over `before`, which keeps what core does not have (the interrupt bitmap).
-pub(crate) fn kvm_sregs(regs: &SystemRegisters, before: &kvm_sregs) -> kvm_sregs {
+#[must_use]
+pub fn kvm_sregs(regs: &SystemRegisters, before: &kvm_sregs) -> kvm_sregs {
     copy_fields!(kvm_sregs {
         cr0, cr2, cr3, cr4, cr8, efer, apic_base,
     } from regs,

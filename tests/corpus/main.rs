@@ -1,0 +1,123 @@
+//! One corpus, every engine: same answer and same reason.
+//!
+//! The cases are in `testdata/filter`. Core's own forms (the oracle, the fast lookup) run them as a model;
+//! the engines run them by raw ioctls with a real guest. The last lines say how many cases ran where.
+
+mod engine;
+mod model;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use msrgate_core::MsrFilter;
+use msrgate_tests::case::{Case, File};
+use msrgate_tests::door::KernelDoor;
+use msrgate_tests::skip::kvm_or_skip;
+
+/// Why a case did not pass on an engine.
+#[derive(Debug)]
+pub enum Trouble {
+    /// This engine has no way to say the case.
+    Unsupported(&'static str),
+    /// It answered differently.
+    Mismatch(String),
+}
+
+/// How the corpus went on one engine.
+#[derive(Debug, Default)]
+struct Tally {
+    passed: usize,
+    unsupported: Vec<(String, &'static str)>,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    fn of(cases: &[Case], run: impl Fn(&Case) -> Result<(), Trouble>) -> Self {
+        let mut tally = Self::default();
+        for case in cases {
+            match run(case) {
+                Ok(()) => tally.passed += 1,
+                Err(Trouble::Unsupported(why)) => {
+                    tally.unsupported.push((case.name.clone(), why));
+                }
+                Err(Trouble::Mismatch(what)) => {
+                    tally
+                        .failed
+                        .push(format!("{} ({}): {what}", case.name, case.source));
+                }
+            }
+        }
+        tally
+    }
+
+    /// Prints the engine's line; panics where a case failed.
+    fn finish(&self, engine: &str) {
+        let Self {
+            passed,
+            unsupported,
+            failed,
+        } = self;
+        for (case, why) in unsupported {
+            println!("corpus: {engine}: unsupported: {case}: {why}");
+        }
+        println!(
+            "corpus: {engine}: {passed} passed, {} unsupported, {} failed",
+            unsupported.len(),
+            failed.len()
+        );
+        assert!(
+            failed.is_empty(),
+            "{engine} disagrees:\n{}",
+            failed.join("\n")
+        );
+        assert!(*passed > 0, "{engine} ran nothing");
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/filter"));
+    let mut cases = Vec::new();
+    for entry in std::fs::read_dir(&folder).expect("the corpus is there") {
+        let path = entry.expect("the corpus can be listed").path();
+        let text = std::fs::read_to_string(&path).expect("a corpus file can be read");
+        match toml::from_str::<File>(&text) {
+            Ok(file) => cases.extend(file.case),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+    cases
+}
+
+#[test]
+fn case_names_are_unique_and_sources_are_sections() {
+    let cases = cases();
+    let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names.len(), cases.len());
+    for case in &cases {
+        let section = case
+            .source
+            .split(['.', ',', ' '])
+            .next()
+            .and_then(|n| n.parse::<u32>().ok());
+        assert!(
+            section.is_some_and(|n| (1..=21).contains(&n)),
+            "{}: {}",
+            case.name,
+            case.source
+        );
+    }
+}
+
+#[test]
+fn oracle_agrees() {
+    let decide = |filter: &MsrFilter, index, access| filter.decide(index, access);
+    Tally::of(&cases(), |case| model::run(case, decide)).finish("oracle");
+}
+
+#[test]
+fn kvm_agrees() {
+    if let Some(kvm) = kvm_or_skip() {
+        let door = KernelDoor::new(&kvm);
+        Tally::of(&cases(), |case| engine::run(case, &door)).finish("kvm");
+    }
+}

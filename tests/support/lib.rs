@@ -1,0 +1,19 @@
+//! What the proofs share: a guest that does MSR accesses, doors to the engines, and the corpus format.
+//!
+//! * [`guest::Guest`]: a long-mode guest that does accesses from a list and notes what came of each.
+//! * [`door::Door`]: raw ioctls, on the real kernel or on the embedded one; [`raw::RawMachine`] runs the
+//!   guest through them.
+//! * [`machine::Machine`]: the same guest behind core's `Vm` and `Vcpu`.
+//! * [`case`]: the corpus files; [`image`]: their filters as bytes in memory.
+//! * [`faulty`]: a backend that fails on command.
+
+pub mod case;
+pub mod door;
+pub mod faulty;
+pub mod guest;
+pub mod image;
+pub mod kernel_door;
+pub mod machine;
+pub mod random;
+pub mod raw;
+pub mod skip;

@@ -1,0 +1,28 @@
+//! Skipping where there is no real KVM, visibly: [`kvm_or_skip`].
+
+use msrgate_kvm::Kvm;
+
+/// Opens the real KVM, or says why the test cannot run and answers `None`.
+///
+/// # Panics
+/// There is no KVM and `MSRGATE_REQUIRE_KVM=1`.
+#[must_use]
+pub fn kvm_or_skip() -> Option<Kvm> {
+    match Kvm::open() {
+        Ok(kvm) => Some(kvm),
+        Err(error) => {
+            skip("kvm", &error.to_string());
+            None
+        }
+    }
+}
+
+/// Says that something did not run, and why.
+///
+/// # Panics
+/// `MSRGATE_REQUIRE_KVM=1`.
+pub fn skip(what: &str, why: &str) {
+    let required = std::env::var_os("MSRGATE_REQUIRE_KVM").is_some_and(|value| value == "1");
+    assert!(!required, "MSRGATE_REQUIRE_KVM=1, but {what}: {why}");
+    eprintln!("SKIP({what}): {why}");
+}

@@ -1,0 +1,1 @@
+//! Random filters, masks, accesses and replies on two engines; the traces must be equal.
