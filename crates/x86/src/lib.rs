@@ -13,8 +13,11 @@ mod bus;
 mod code;
 mod control;
 mod cpu;
+mod cpuid;
 mod decode;
+mod descriptor;
 mod exec;
+mod far;
 mod flags;
 mod int;
 mod interrupt;
@@ -24,13 +27,16 @@ mod reg;
 mod run;
 mod seg;
 mod segment;
+mod stack;
 mod state;
 mod stop;
-mod system;
 mod tlb;
 mod walk;
 
 pub use bus::{Bus, PAGE_BYTES, RamPage};
 pub use cpu::Cpu;
+pub use cpuid::{
+    AMD_COPIES, CpuidRegister, Feature, SUPPORTED_FEATURES, fixed_cpuid, supported_mask,
+};
 pub use state::{Config, CpuidLeaf, DebugRegisters, Exception, Fpu, MsrState, Unimplemented};
 pub use stop::Stop;

@@ -346,7 +346,6 @@ fn read_entry<B: Bus>(bus: &mut B, mode: Mode, table: u64, index: u64) -> Option
     Some(Step { address, entry })
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "masked to 12 bits")]
 const fn page_offset(address: u64) -> usize {
     (address & 0xfff) as usize
 }

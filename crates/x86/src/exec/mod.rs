@@ -5,11 +5,14 @@
 //! there, it changes the `Op`. Functions are generic over the bus, the operand size, and often the
 //! operation, so that a decoded instruction runs without a decision that decoding could make.
 
+mod segment;
+mod transfer;
+
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::int::{Datum, Int};
 use crate::op::{Exec, Fault, Flow, Op};
-use crate::{Bus, Cpu, segment, system};
+use crate::{Bus, Cpu};
 
 /// Picks the instance of a function for an operand size in bytes: `sized!(4, T => move_reg::<B, T>)`.
 macro_rules! sized {
@@ -42,7 +45,7 @@ type Lower<B> = fn(&Instruction, &mut Op<B>) -> Option<Exec<B>>;
 
 /// The function that executes an instruction.
 pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
-    let families: [Lower<B>; 2] = [segment::lower, system::lower];
+    let families: [Lower<B>; 2] = [segment::lower, transfer::lower];
     if matches!(
         insn.mnemonic(),
         Mnemonic::Nop
