@@ -50,6 +50,11 @@ const STEPS: &[Step] = &[
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
     },
     Step {
+        name: "abi",
+        cargo: &["xtask", "abi"],
+        environment: &[],
+    },
+    Step {
         name: "test",
         cargo: &["test", "--workspace"],
         environment: &[],

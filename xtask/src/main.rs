@@ -4,6 +4,7 @@
 //! time does not belong here.
 #![forbid(unsafe_code)]
 
+mod abi;
 mod ci;
 mod selftest;
 mod shell;
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Compares the structures of kvm-bindings with the machine's <linux/kvm.h>
+    Abi,
     /// Everything that CI runs, in CI's order; stops at nothing and counts what failed
     Ci(ci::Options),
     /// Builds the KVM selftests of Linux 6.12 and runs them on the real and on the embedded KVM
@@ -30,6 +33,7 @@ enum Verb {
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().verb {
+        Verb::Abi => abi::run(),
         Verb::Ci(options) => ci::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
     }
