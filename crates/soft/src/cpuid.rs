@@ -1,0 +1,104 @@
+//! The CPUID that a VM supports: the host's identity, or a fixed one, with the features that the processor
+//! has, and KVM's hypervisor leaves.
+
+use std::arch::x86_64::{__cpuid_count, CpuidResult};
+
+use msrgate_x86::{CpuidLeaf, CpuidRegister, fixed_cpuid, supported_mask};
+
+/// Whose processor a guest sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CpuidSource {
+    /// The host's vendor, family, model and brand, with the features that the processor in software has.
+    #[default]
+    Host,
+    /// The same on every host.
+    Fixed,
+}
+
+/// Leaf 1 ECX: features that are ours and not the processor's (the hypervisor bit).
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1 EDX: MCE and MCA, MTRR, which are MSRs here.
+const MCE_MTRR_MCA: u32 = 1 << 7 | 1 << 12 | 1 << 14;
+/// Leaf 7 EBX: TSC_ADJUST, an MSR here.
+const TSC_ADJUST: u32 = 1 << 1;
+/// Leaf 0x80000007 EDX: the TSC never changes its frequency.
+const INVARIANT_TSC: u32 = 1 << 8;
+
+/// What `KVM_GET_SUPPORTED_CPUID` answers.
+pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
+    let mut leaves = match source {
+        CpuidSource::Fixed => fixed_cpuid(),
+        CpuidSource::Host => host_cpuid(),
+    };
+    for leaf in &mut leaves {
+        match leaf.function {
+            1 => {
+                leaf.ecx |= HYPERVISOR;
+                leaf.edx |= MCE_MTRR_MCA;
+            }
+            7 => leaf.ebx |= TSC_ADJUST,
+            _ => {}
+        }
+    }
+    let [b, c, d] = [b"KVMK", b"VMKV", b"M\0\0\0"].map(|part| u32::from_le_bytes(*part));
+    leaves.push(leaf(0x4000_0000, [0x4000_0001, b, c, d]));
+    leaves.push(leaf(0x4000_0001, [0; 4]));
+    // The TSC's frequency, where Linux looks for it without KVM's clock: VMware's timing leaf.
+    leaves.push(leaf(0x4000_0010, [tsc_khz, 0, 0, 0]));
+    leaves.push(leaf(0x8000_0007, [0, 0, 0, INVARIANT_TSC]));
+    leaves.sort_by_key(|leaf| (leaf.function, leaf.index));
+    leaves
+}
+
+/// The host's identity, with the processor's features.
+fn host_cpuid() -> Vec<CpuidLeaf> {
+    let identity = [0, 0x8000_0002, 0x8000_0003, 0x8000_0004];
+    let [_, b, c, d] = host(0);
+    let is_amd = c == u32::from_le_bytes(*b"cAMD");
+    let [signature, ..] = host(1);
+    let [address_bits, ..] = host(0x8000_0008);
+    let mut leaves = fixed_cpuid();
+    for leaf in &mut leaves {
+        match leaf.function {
+            function if identity.contains(&function) => {
+                let highest = if function == 0 {
+                    leaf.eax
+                } else {
+                    host(function)[0]
+                };
+                [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] = host(function);
+                leaf.eax = highest;
+            }
+            1 => leaf.eax = signature,
+            0x8000_0000 if is_amd => [leaf.ebx, leaf.ecx, leaf.edx] = [b, c, d],
+            0x8000_0001 if is_amd => {
+                leaf.eax = signature;
+                leaf.edx = supported_mask(0x8000_0001, CpuidRegister::Edx);
+            }
+            0x8000_0008 => leaf.eax = address_bits & 0xffff,
+            _ => {}
+        }
+    }
+    leaves
+}
+
+fn host(function: u32) -> [u32; 4] {
+    let CpuidResult { eax: highest, .. } = __cpuid_count(function & 0xf000_0000, 0);
+    if function > highest {
+        return [0; 4];
+    }
+    let CpuidResult { eax, ebx, ecx, edx } = __cpuid_count(function, 0);
+    [eax, ebx, ecx, edx]
+}
+
+fn leaf(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidLeaf {
+    CpuidLeaf {
+        function,
+        index: None,
+        eax,
+        ebx,
+        ecx,
+        edx,
+    }
+}

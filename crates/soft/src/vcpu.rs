@@ -1,0 +1,351 @@
+//! [`Engine`]: one vCPU, as both doors use it: complete what is pending, run to the next exit.
+//!
+//! It speaks core's [`VmEntry`] and [`VmExit`]; the run page and the ioctls are in [`crate::ioctl`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use msrgate_core::{
+    Access, Disposition, Emulation, Errno, FilterReader, Gp, MsrIndex, PendingCompletion, RunError,
+    VmEntry, VmExit,
+};
+use msrgate_x86::{Config, Cpu, CpuidLeaf, Stop};
+
+use crate::clock::Tsc;
+use crate::msr::{GuestCpuid, Initiator, MsrFile, Refusal};
+use crate::processor::GuestBus;
+use crate::vm::VmState;
+
+/// Instructions between two looks at who wants to interrupt: some hundred microseconds.
+const SLICE: u64 = 50_000;
+
+/// DR6 as the processor has it after a single step.
+pub(crate) const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+/// A vCPU.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    vm: Arc<VmState>,
+    id: u32,
+    pub(crate) cpu: Cpu,
+    pub(crate) msrs: MsrFile,
+    filter: FilterReader,
+    bus: GuestBus,
+    /// The generation of `bus.slots`.
+    generation: u64,
+    pending: PendingCompletion,
+    /// Decoded code may have changed under the processor since it ran last.
+    foreign_writes: bool,
+    /// HLT waits for an interrupt.
+    pub(crate) halted: bool,
+    /// The vCPU has run: its model cannot change any more.
+    pub(crate) has_run: bool,
+    /// DR6 of the last [`VmExit::Debug`].
+    pub(crate) debug_dr6: u64,
+}
+
+impl Engine {
+    /// The vCPU `id`, whose number is reserved, as after reset.
+    pub(crate) fn new(vm: Arc<VmState>, id: u32) -> Self {
+        let tsc = Tsc::new(vm.epoch, vm.config.tsc_khz);
+        let mut cpu = Cpu::new(Config {
+            forced_emulation_prefix: vm.config.forced_emulation_prefix,
+            ..Config::default()
+        });
+        if id != 0 {
+            const BOOTSTRAP: u64 = 1 << 8;
+            cpu.msrs.apic_base &= !BOOTSTRAP;
+        }
+        let mut msrs = MsrFile::new(GuestCpuid::new(&[]), tsc);
+        msrs.platform_info_hidden = vm.platform_info_hidden.load(Ordering::Relaxed);
+        Self {
+            id,
+            cpu,
+            msrs,
+            filter: vm.filter.reader(),
+            bus: GuestBus {
+                slots: vm.memory.slots(),
+                tsc,
+                bad: None,
+            },
+            generation: vm.memory.generation(),
+            pending: PendingCompletion::default(),
+            foreign_writes: false,
+            halted: false,
+            has_run: false,
+            debug_dr6: 0,
+            vm,
+        }
+    }
+
+    /// The VM that it belongs to.
+    pub(crate) fn vm(&self) -> &Arc<VmState> {
+        &self.vm
+    }
+
+    /// The exit that waits for its answer.
+    pub(crate) fn pending(&self) -> Option<VmExit> {
+        self.pending.exit()
+    }
+
+    /// Replaces the CPUID table.
+    pub(crate) fn set_cpuid(&mut self, cpuid: Vec<CpuidLeaf>) {
+        self.msrs.set_cpuid(GuestCpuid::new(&cpuid));
+        self.cpu.set_config(Config {
+            cpuid,
+            ..self.cpu.config().clone()
+        });
+    }
+
+    /// Others may have written guest memory: a device, or the client itself.
+    pub(crate) fn note_foreign_writes(&mut self) {
+        self.foreign_writes = true;
+    }
+
+    /// Completes the pending exit. The instruction is retired, or #GP is queued, when this returns. Some
+    /// instructions then leave again at once: string I/O, and accesses that cross into another device.
+    ///
+    /// # Errors
+    /// `entry` is no answer to the exit, which goes on waiting.
+    pub(crate) fn complete(&mut self, entry: VmEntry) -> Result<Option<VmExit>, RunError> {
+        let Some(exit) = self.pending.take(entry)? else {
+            return Ok(None);
+        };
+        let done = match entry {
+            VmEntry::CompleteRdmsr(answer) => {
+                self.cpu.complete_rdmsr(answer);
+                answer.is_ok()
+            }
+            VmEntry::CompleteWrmsr(answer) => {
+                self.cpu.complete_wrmsr(answer);
+                answer.is_ok()
+            }
+            VmEntry::CompleteIoIn(value) => {
+                self.cpu.complete_io_in(value);
+                return self.finish_instruction(exit);
+            }
+            VmEntry::CompleteMmioRead(value) => {
+                self.cpu.complete_mmio_read(value);
+                return self.finish_instruction(exit);
+            }
+            VmEntry::Run => false,
+        };
+        Ok((done && self.cpu.config().single_step).then(|| self.single_step_exit()))
+    }
+
+    /// Runs the guest to its next exit, or until `interrupted` says so between two slices.
+    ///
+    /// # Errors
+    /// EFAULT where a slot leads to memory that the client does not have.
+    #[inline]
+    pub(crate) fn run(&mut self, mut interrupted: impl FnMut() -> bool) -> Result<VmExit, Errno> {
+        self.has_run = true;
+        loop {
+            if interrupted() {
+                return Ok(VmExit::Interrupted);
+            }
+            let stop = self.slice(SLICE)?;
+            if let Some(exit) = self.handle(stop) {
+                self.pending.arm(exit);
+                return Ok(exit);
+            }
+            if self.halted {
+                return Ok(VmExit::Hlt);
+            }
+        }
+    }
+
+    /// Host-initiated read of an MSR.
+    pub(crate) fn get_msr(&self, index: MsrIndex) -> Option<u64> {
+        self.msrs.rdmsr(&self.cpu, index, Initiator::Host).ok()
+    }
+
+    /// Host-initiated write of an MSR; whether it was taken.
+    pub(crate) fn set_msr(&mut self, index: MsrIndex, value: u64) -> bool {
+        if self.has_run && MsrFile::is_fixed(index) && self.get_msr(index) != Some(value) {
+            return false;
+        }
+        let done = self
+            .msrs
+            .wrmsr(&mut self.cpu, index, value, Initiator::Host);
+        done.is_ok()
+    }
+
+    /// One turn of at most `budget` instructions.
+    #[inline]
+    fn slice(&mut self, budget: u64) -> Result<Stop, Errno> {
+        let turn = self.vm.turn.take();
+        let generation = self.vm.memory.generation();
+        if generation != self.generation {
+            self.bus.slots = self.vm.memory.slots();
+            self.generation = generation;
+            self.cpu.flush();
+        }
+        let runner = self.id + 1;
+        if self.vm.last_runner.load(Ordering::Relaxed) != runner {
+            self.vm.last_runner.store(runner, Ordering::Relaxed);
+            self.foreign_writes = true;
+        }
+        if self.foreign_writes {
+            self.foreign_writes = false;
+            self.cpu.verify_code();
+        }
+        self.bus.tsc = self.msrs.tsc;
+        let stop = self.cpu.run(&mut self.bus, budget);
+        drop(turn);
+        match self.bus.bad.take() {
+            Some(_) => Err(Errno::EFAULT),
+            None => Ok(stop),
+        }
+    }
+
+    /// Retires the instruction that has just got its data.
+    fn finish_instruction(&mut self, exit: VmExit) -> Result<Option<VmExit>, RunError> {
+        self.foreign_writes = true;
+        match self.slice(1) {
+            Ok(stop) => {
+                let exit = self.handle(stop);
+                if let Some(exit) = exit {
+                    self.pending.arm(exit);
+                }
+                Ok(exit)
+            }
+            Err(errno) => {
+                self.pending.arm(exit);
+                Err(RunError::Refused { errno })
+            }
+        }
+    }
+
+    /// What becomes of a stop: an exit, or nothing that the guest's owner needs to know.
+    #[inline]
+    fn handle(&mut self, stop: Stop) -> Option<VmExit> {
+        Some(match stop {
+            Stop::Rdmsr { index } => return self.rdmsr(MsrIndex(index)),
+            Stop::Wrmsr { index, value } => return self.wrmsr(MsrIndex(index), value),
+            Stop::Budget => {
+                self.foreign_writes = true;
+                return None;
+            }
+            Stop::Hypercall => {
+                self.hypercall();
+                return None;
+            }
+            Stop::Hlt if self.vm.irqchip.load(Ordering::Relaxed) => {
+                self.halted = true;
+                return None;
+            }
+            Stop::Hlt => VmExit::Hlt,
+            Stop::IoIn { port, len_bytes } => VmExit::IoIn { port, len_bytes },
+            Stop::IoOut {
+                port,
+                len_bytes,
+                value,
+            } => VmExit::IoOut {
+                port,
+                len_bytes,
+                value,
+            },
+            Stop::MmioRead { gpa, len_bytes } => VmExit::MmioRead {
+                address: gpa,
+                len_bytes,
+            },
+            Stop::MmioWrite {
+                gpa,
+                len_bytes,
+                value,
+            } => VmExit::MmioWrite {
+                address: gpa,
+                len_bytes,
+                value,
+            },
+            Stop::TripleFault => VmExit::Shutdown,
+            Stop::Debug { vector, rip, dr6 } => {
+                self.debug_dr6 = dr6;
+                VmExit::Debug {
+                    exception: u32::from(vector),
+                    pc: rip,
+                }
+            }
+        })
+    }
+
+    /// RDMSR: filter, emulation, reason, in this order (`kvm_emulate_rdmsr`).
+    #[inline]
+    fn rdmsr(&mut self, index: MsrIndex) -> Option<VmExit> {
+        let mut value = 0;
+        let emulate = || {
+            let answer = self.msrs.rdmsr(&self.cpu, index, Initiator::Guest);
+            value = answer.unwrap_or(0);
+            emulation(answer)
+        };
+        let verdict = self.filter.verdict(index, Access::Read);
+        let unknown = self.vm.config.unknown_msrs;
+        let answer = match Disposition::of(verdict, emulate, unknown, self.vm.reasons()) {
+            Disposition::Exit(reason) => return Some(VmExit::Rdmsr { index, reason }),
+            Disposition::Native => Ok(value),
+            Disposition::InjectGp => Err(Gp),
+        };
+        self.cpu.complete_rdmsr(answer);
+        self.after_native(answer.is_ok())
+    }
+
+    /// WRMSR, likewise. There is no way around the filter, not even for `IA32_TSC_DEADLINE`.
+    #[inline]
+    fn wrmsr(&mut self, index: MsrIndex, value: u64) -> Option<VmExit> {
+        let emulate = || {
+            let guest = Initiator::Guest;
+            emulation(self.msrs.wrmsr(&mut self.cpu, index, value, guest))
+        };
+        let verdict = self.filter.verdict(index, Access::Write);
+        let unknown = self.vm.config.unknown_msrs;
+        let answer = match Disposition::of(verdict, emulate, unknown, self.vm.reasons()) {
+            Disposition::Exit(reason) => {
+                return Some(VmExit::Wrmsr {
+                    index,
+                    value,
+                    reason,
+                });
+            }
+            Disposition::Native => Ok(()),
+            Disposition::InjectGp => Err(Gp),
+        };
+        self.cpu.complete_wrmsr(answer);
+        self.after_native(answer.is_ok())
+    }
+
+    /// An MSR access that nobody outside hears of has retired or raised #GP.
+    fn after_native(&mut self, retired: bool) -> Option<VmExit> {
+        (retired && self.cpu.config().single_step).then(|| self.single_step_exit())
+    }
+
+    fn single_step_exit(&mut self) -> VmExit {
+        self.debug_dr6 = DR6_SINGLE_STEP;
+        VmExit::Debug {
+            exception: 1,
+            pc: self.cpu.registers().rip,
+        }
+    }
+
+    /// No hypercall is offered: the guest gets KVM's -KVM_ENOSYS.
+    fn hypercall(&mut self) {
+        const KVM_ENOSYS: u64 = 1000;
+        let mut registers = self.cpu.registers();
+        registers.rax = KVM_ENOSYS.wrapping_neg();
+        self.cpu.set_registers(&registers);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.vm.release(self.id);
+    }
+}
+
+fn emulation<T>(answer: Result<T, Refusal>) -> Emulation {
+    match answer {
+        Ok(_) => Emulation::Done,
+        Err(Refusal::Unknown) => Emulation::Unknown,
+        Err(Refusal::Invalid) => Emulation::Invalid,
+    }
+}

@@ -1,0 +1,153 @@
+//! [`VmState`]: what the vCPUs of a VM share. Both doors, the Rust API and the ioctls, are made on top of it.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use msrgate_core::{Errno, ExitReasons, FilterCell, MsrFilter, UnknownMsrs};
+use msrgate_x86::CpuidLeaf;
+
+use crate::clock;
+use crate::cpuid::{self, CpuidSource};
+use crate::memory::Memory;
+use crate::turn::Turn;
+
+/// vCPUs of one VM (`KVM_CAP_MAX_VCPUS`), and the end of their numbers.
+pub(crate) const MAX_VCPUS: u32 = 1024;
+
+/// What a host chooses about a VM, or about all VMs of one system descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SystemConfig {
+    /// Whose processor a guest sees.
+    pub cpuid: CpuidSource,
+    /// What an MSR is that is not known here (the module parameter `ignore_msrs`).
+    pub unknown_msrs: UnknownMsrs,
+    /// UD2 followed by "kvm" is a prefix (the module parameter `force_emulation_prefix`).
+    pub forced_emulation_prefix: bool,
+    /// Frequency of the TSC.
+    pub tsc_khz: u32,
+}
+
+impl Default for SystemConfig {
+    fn default() -> Self {
+        Self {
+            cpuid: CpuidSource::default(),
+            unknown_msrs: UnknownMsrs::default(),
+            forced_emulation_prefix: false,
+            tsc_khz: clock::TSC_KHZ,
+        }
+    }
+}
+
+impl SystemConfig {
+    /// `KVM_GET_SUPPORTED_CPUID`.
+    pub(crate) fn supported_cpuid(&self) -> Vec<CpuidLeaf> {
+        cpuid::supported(self.cpuid, self.tsc_khz)
+    }
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub(crate) struct VmState {
+    pub(crate) config: SystemConfig,
+    pub(crate) memory: Memory,
+    pub(crate) turn: Turn,
+    /// The vCPU that ran last, plus 1. Written by who has the turn.
+    pub(crate) last_runner: AtomicU32,
+    pub(crate) filter: FilterCell,
+    reasons: AtomicU32,
+    /// When the VM was made: TSCs and the clock count from here.
+    pub(crate) epoch: Instant,
+    /// Nanoseconds by which the VM's clock is ahead of the time since `epoch`.
+    clock_offset: AtomicI64,
+    ids: Mutex<BTreeSet<u32>>,
+    /// The client asked for in-kernel interrupt controllers: HLT then waits instead of leaving.
+    pub(crate) irqchip: AtomicBool,
+    /// KVM_CAP_EXCEPTION_PAYLOAD.
+    pub(crate) exception_payload: AtomicBool,
+    /// KVM_CAP_MSR_PLATFORM_INFO with 0.
+    pub(crate) platform_info_hidden: AtomicBool,
+}
+
+impl VmState {
+    pub(crate) fn new(config: SystemConfig, memory: Memory) -> Self {
+        Self {
+            config,
+            memory,
+            turn: Turn::default(),
+            last_runner: AtomicU32::new(0),
+            filter: FilterCell::new(),
+            reasons: AtomicU32::new(0),
+            epoch: Instant::now(),
+            clock_offset: AtomicI64::new(0),
+            ids: Mutex::default(),
+            irqchip: AtomicBool::new(false),
+            exception_payload: AtomicBool::new(false),
+            platform_info_hidden: AtomicBool::new(false),
+        }
+    }
+
+    /// The reasons that are deflected to user space.
+    #[inline]
+    pub(crate) fn reasons(&self) -> ExitReasons {
+        let mask = u64::from(self.reasons.load(Ordering::Relaxed));
+        ExitReasons::from_mask(mask).unwrap_or(ExitReasons::NONE)
+    }
+
+    /// Replaces them. A pending exit is not affected.
+    pub(crate) fn set_reasons(&self, reasons: ExitReasons) {
+        self.reasons.store(reasons.mask(), Ordering::Relaxed);
+    }
+
+    /// Replaces the filter; once this returns, no access is checked against the old one.
+    pub(crate) fn set_filter(&self, filter: MsrFilter) {
+        self.filter.replace(filter);
+    }
+
+    /// Reserves the number of a vCPU to be.
+    ///
+    /// # Errors
+    /// EINVAL for a number beyond the limit, EEXIST for one that is taken.
+    pub(crate) fn reserve(&self, id: u32) -> Result<(), Errno> {
+        if id >= MAX_VCPUS {
+            return Err(Errno::EINVAL);
+        }
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if ids.insert(id) {
+            Ok(())
+        } else {
+            Err(Errno::EEXIST)
+        }
+    }
+
+    /// Whether there is a vCPU already, which some settings have to precede.
+    pub(crate) fn has_vcpus(&self) -> bool {
+        let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        !ids.is_empty()
+    }
+
+    /// Gives the number back of a vCPU that is gone.
+    pub(crate) fn release(&self, id: u32) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.remove(&id);
+    }
+
+    /// Nanoseconds of the VM's clock (`KVM_GET_CLOCK`).
+    pub(crate) fn clock(&self) -> u64 {
+        self.since_epoch()
+            .wrapping_add_signed(self.clock_offset.load(Ordering::Relaxed))
+    }
+
+    /// Sets it (`KVM_SET_CLOCK`).
+    pub(crate) fn set_clock(&self, nanoseconds: u64) {
+        let offset = nanoseconds.wrapping_sub(self.since_epoch());
+        self.clock_offset
+            .store(offset.cast_signed(), Ordering::Relaxed);
+    }
+
+    fn since_epoch(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
