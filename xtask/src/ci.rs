@@ -60,6 +60,17 @@ const STEPS: &[Step] = &[
         environment: &[],
     },
     Step {
+        name: "loom",
+        cargo: &["test", "--release", "-p", "msrgate-core", "--test", "loom"],
+        environment: &[
+            ("RUSTFLAGS", "--cfg loom"),
+            // Other flags would throw away what the other steps have built.
+            ("CARGO_TARGET_DIR", "target/loom"),
+            ("CARGO_PROFILE_RELEASE_LTO", "off"),
+            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+        ],
+    },
+    Step {
         name: "selftest",
         cargo: &["xtask", "selftest"],
         environment: &[],
