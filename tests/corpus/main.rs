@@ -9,7 +9,7 @@ mod model;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use msrgate_core::MsrFilter;
+use msrgate_core::{Lookup, MsrFilter};
 use msrgate_tests::case::{Case, File};
 use msrgate_tests::door::KernelDoor;
 use msrgate_tests::skip::kvm_or_skip;
@@ -110,8 +110,20 @@ fn case_names_are_unique_and_sources_are_sections() {
 
 #[test]
 fn oracle_agrees() {
-    let decide = |filter: &MsrFilter, index, access| filter.decide(index, access);
+    let decide = |filter: &MsrFilter, index, access| {
+        let decision = filter.decide(index, access);
+        (decision.verdict, Some(decision.source))
+    };
     Tally::of(&cases(), |case| model::run(case, decide)).finish("oracle");
+}
+
+#[test]
+fn lookup_agrees() {
+    let decide = |filter: &MsrFilter, index, access| {
+        let verdict = Lookup::new(filter).verdict(index, access);
+        (verdict, None)
+    };
+    Tally::of(&cases(), |case| model::run(case, decide)).finish("lookup");
 }
 
 #[test]

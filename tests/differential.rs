@@ -1,1 +1,0 @@
-//! Random filters, masks, accesses and replies on two engines; the traces must be equal.

@@ -1,0 +1,179 @@
+//! Random filters, masks, accesses and replies on two engines; the traces must be equal.
+//!
+//! `MSRGATE_DIFF_CASES=N` makes N accesses (10,000 without it), `MSRGATE_DIFF_SEED=S` repeats a run.
+
+mod known;
+mod round;
+
+use std::env;
+
+use msrgate_core::{Access, ExitReason, RunError, Verdict, Vm, VmError, VmExit};
+use msrgate_kvm::{Irqchip, Kvm, KvmVm};
+use msrgate_tests::guest::{Answer, Request};
+use msrgate_tests::machine::Machine;
+use msrgate_tests::random::Random;
+use msrgate_tests::skip::kvm_or_skip;
+
+use known::Known;
+use round::{ACCESSES, Round, reply, target};
+
+/// Rounds on one VM: what earlier rounds wrote is state for later ones.
+const ROUNDS_PER_VM: usize = 16;
+
+/// What an engine did in a round.
+#[derive(Debug, PartialEq, Eq)]
+struct Trace {
+    exits: Vec<VmExit>,
+    answers: Vec<Option<Answer>>,
+}
+
+fn trace<V: Vm>(machine: &mut Machine<V>, round: &Round) -> Result<Trace, RunError> {
+    machine
+        .vm
+        .set_exit_reasons(round.reasons)
+        .expect("every mask is accepted");
+    machine
+        .vm
+        .set_msr_filter(&round.filter)
+        .expect("the filter is valid");
+    machine.set_list(&round.requests);
+    let mut exits = Vec::new();
+    let mut replies = round.replies.clone();
+    machine.run_list(|exit| {
+        exits.push(exit);
+        reply(&mut replies, &exit)
+    })?;
+    let answers = (0..round.requests.len())
+        .map(|n| machine.answer(n))
+        .collect();
+    Ok(Trace { exits, answers })
+}
+
+/// The rules alone say this much of a trace: which exits have reason FILTER, and that nothing leaves the guest
+/// for a reason that the mask has not.
+fn check_rules(round: &Round, trace: &Trace) {
+    for exit in &trace.exits {
+        let (index, access, reason) = exit.msr_access().expect("only MSR exits are noted");
+        let denied = round.filter.decide(index, access).verdict == Verdict::Deny;
+        assert_eq!(reason == ExitReason::FILTER, denied, "{exit:?}");
+        assert!(
+            round.reasons.contains(reason),
+            "{exit:?}, but the mask is {:?}",
+            round.reasons
+        );
+    }
+}
+
+/// Forgets the values that are known to differ.
+fn without_values(trace: &mut Trace, round: &Round, known: &Known) {
+    for (request, answer) in round.requests.iter().zip(&mut trace.answers) {
+        if let Some(answer) = answer
+            && !known.may_compare_value(request)
+        {
+            (answer.rax, answer.rdx) = (0, 0);
+        }
+    }
+}
+
+/// Says where two traces part.
+fn compare(round: &Round, [one, other]: [(&str, &Trace); 2], seed: u64) {
+    if one.1 == other.1 {
+        return;
+    }
+    let mut text = format!("seed {seed:#x}, mask {:?}\n", round.reasons);
+    let answers = one.1.answers.iter().zip(&other.1.answers);
+    for (request, answers) in round
+        .requests
+        .iter()
+        .zip(answers)
+        .filter(|(_, (a, b))| a != b)
+    {
+        text += &describe(request, round);
+        text += &format!(
+            "  {}: {:x?}\n  {}: {:x?}\n",
+            one.0, answers.0, other.0, answers.1
+        );
+    }
+    let parting = one
+        .1
+        .exits
+        .iter()
+        .zip(&other.1.exits)
+        .position(|(a, b)| a != b);
+    if let Some(at) = parting {
+        text += &format!("exit {at}: {}: {:x?}\n", one.0, one.1.exits[at]);
+        text += &format!("exit {at}: {}: {:x?}\n", other.0, other.1.exits[at]);
+    }
+    panic!("{text}");
+}
+
+fn describe(request: &Request, round: &Round) -> String {
+    let (index, access) = target(request);
+    let value = match access {
+        Access::Read => String::new(),
+        Access::Write => format!(" {:#x}", request.rdx << 32 | request.rax & 0xffff_ffff),
+    };
+    let verdict = round.filter.decide(index, access);
+    format!("{:?} {index}{value} ({verdict:?})\n", request.routine)
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    Some(parsed.unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// Runs the rounds on two kinds of machines.
+fn differential<A: Vm, B: Vm>(
+    names: [&str; 2],
+    mut make: (impl FnMut() -> Machine<A>, impl FnMut() -> Machine<B>),
+) {
+    let seed = number("MSRGATE_DIFF_SEED").unwrap_or(0x6d73_7267);
+    let cases = number("MSRGATE_DIFF_CASES").unwrap_or(10_000);
+    let rounds = usize::try_from(cases).expect("a count").div_ceil(ACCESSES);
+    let known = Known::load();
+    let mut random = Random::new(seed);
+    let mut exits = 0;
+    let mut machines = None;
+    for n in 0..rounds {
+        if n % ROUNDS_PER_VM == 0 {
+            machines = Some((make.0(), make.1()));
+        }
+        let (one, other) = machines.as_mut().expect("made in round 0");
+        let round = Round::random(&mut random, &known);
+        let mut traces = (run(one, &round, names[0]), run(other, &round, names[1]));
+        check_rules(&round, &traces.0);
+        check_rules(&round, &traces.1);
+        without_values(&mut traces.0, &round, &known);
+        without_values(&mut traces.1, &round, &known);
+        compare(&round, [(names[0], &traces.0), (names[1], &traces.1)], seed);
+        exits += traces.0.exits.len();
+    }
+    println!(
+        "differential: {} against {}: seed {seed:#x}, {} accesses, {exits} exits, no difference",
+        names[0],
+        names[1],
+        rounds * ACCESSES
+    );
+    assert!(exits > rounds, "the rounds reach user space");
+}
+
+fn run<V: Vm>(machine: &mut Machine<V>, round: &Round, name: &str) -> Trace {
+    trace(machine, round).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn kvm_machine(kvm: &Kvm) -> Machine<KvmVm> {
+    let make = |memory| KvmVm::new(kvm, memory, Irqchip::None);
+    Machine::new(make).unwrap_or_else(|error: VmError| panic!("kvm: {error}"))
+}
+
+#[test]
+fn kvm_and_kvm_give_equal_traces() {
+    if let Some(kvm) = kvm_or_skip() {
+        let make = (|| kvm_machine(&kvm), || kvm_machine(&kvm));
+        differential(["kvm", "another kvm"], make);
+    }
+}
