@@ -10,6 +10,7 @@ use msrgate_core::{DescriptorTable, Gp, Registers, Segment, SystemRegisters};
 
 use crate::code::CodeState;
 use crate::control::{cr0, cr4, efer};
+use crate::cpuid::Features;
 use crate::flags::{self, Flags};
 use crate::memory::MmioBuffer;
 use crate::op::{Exit, Fault, Op, vector};
@@ -58,6 +59,8 @@ pub struct Cpu {
     pub(crate) fpu: Fpu,
     pub(crate) paging: Paging,
     pub(crate) config: Config,
+    /// What `config.cpuid` advertises.
+    pub(crate) features: Features,
 
     /// What [`Exit::Fault`] is about.
     pub(crate) fault: Fault,
@@ -134,6 +137,7 @@ impl Cpu {
             msrs: MsrState::default(),
             fpu: Fpu::default(),
             paging: Paging::new(0, 0, 0, 0, 36),
+            features: Features::new(&config.cpuid),
             config,
             fault: Fault::UD,
             stop: Stop::Budget,
@@ -219,6 +223,7 @@ impl Cpu {
 
     /// Replaces the configuration.
     pub fn set_config(&mut self, config: Config) {
+        self.features = Features::new(&config.cpuid);
         self.config = config;
         self.flush();
     }
@@ -570,7 +575,7 @@ impl Cpu {
             self.cr3,
             self.cr4,
             self.efer,
-            self.physical_bits(),
+            self.features.physical_bits,
         );
         if self.code_bits != 64 {
             self.code_state.epoch += 1; // the base of CS may be another
@@ -584,16 +589,6 @@ impl Cpu {
         let user = self.cpl == 3;
         let smap = !user && self.cr4 & cr4::SMAP != 0 && !self.flags.has(flags::AC);
         self.context = Context::new(user, smap);
-    }
-
-    /// MAXPHYADDR.
-    fn physical_bits(&self) -> u32 {
-        let leaf = self
-            .config
-            .cpuid
-            .iter()
-            .find(|leaf| leaf.function == 0x8000_0008);
-        leaf.map_or(36, |leaf| (leaf.eax & 0xff).clamp(32, 52))
     }
 
     /// Forgets translations: all (CR0, CR4, EFER), or all but the global pages (CR3).

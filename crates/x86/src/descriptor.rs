@@ -16,7 +16,6 @@ pub(crate) mod system_type {
     pub(crate) const TSS_16: u8 = 0x1;
     pub(crate) const LDT: u8 = 0x2;
     pub(crate) const CALL_GATE_16: u8 = 0x4;
-    pub(crate) const TASK_GATE: u8 = 0x5;
     pub(crate) const INTERRUPT_GATE_16: u8 = 0x6;
     pub(crate) const TRAP_GATE_16: u8 = 0x7;
     pub(crate) const TSS: u8 = 0x9;

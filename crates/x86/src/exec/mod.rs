@@ -5,7 +5,12 @@
 //! there, it changes the `Op`. Functions are generic over the bus, the operand size, and often the
 //! operation, so that a decoded instruction runs without a decision that decoding could make.
 
+mod io;
+mod register;
 mod segment;
+mod syscall;
+mod system;
+mod table;
 mod transfer;
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
@@ -45,7 +50,15 @@ type Lower<B> = fn(&Instruction, &mut Op<B>) -> Option<Exec<B>>;
 
 /// The function that executes an instruction.
 pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
-    let families: [Lower<B>; 2] = [segment::lower, transfer::lower];
+    let families: [Lower<B>; 7] = [
+        segment::lower,
+        transfer::lower,
+        register::lower,
+        table::lower,
+        system::lower,
+        syscall::lower,
+        io::lower,
+    ];
     if matches!(
         insn.mnemonic(),
         Mnemonic::Nop

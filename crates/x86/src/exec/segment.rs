@@ -1,4 +1,4 @@
-//! Instructions about segment registers: MOV, PUSH, POP, LDS and its kin; LAR, LSL, VERR, VERW.
+//! Instructions about segment registers: MOV, POP, LDS and its kin; LAR, LSL, VERR, VERW.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -24,9 +24,6 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B
             true => Some(mov_from_segment_to_memory),
             false => sized!(operand_bytes(insn), T => mov_from_segment::<B, T>),
         },
-        Mnemonic::Push if insn.op0_register().is_segment_register() => {
-            sized!(stack_bytes(insn), T => push_segment::<B, T>)
-        }
         Mnemonic::Pop if insn.op0_register() == Register::CS => Some(undefined),
         Mnemonic::Pop if insn.op0_register().is_segment_register() => {
             sized!(stack_bytes(insn), T => pop_segment::<B, T>)
@@ -61,7 +58,7 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B
     }
 }
 
-/// Size of what PUSH and POP move.
+/// Size of what POP moves.
 fn stack_bytes(insn: &Instruction) -> usize {
     insn.stack_pointer_increment().unsigned_abs() as usize
 }
@@ -105,14 +102,6 @@ fn mov_from_segment<B: Bus, T: Int>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> 
 fn mov_from_segment_to_memory<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
     let selector = cpu.segs[usize::from(op.src)].selector;
     cpu.store(bus, op, selector)
-}
-
-fn push_segment<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let selector = cpu.segs[usize::from(op.dst)].selector;
-    let mut stack = cpu.current_stack(StackWidth::of(T::BYTES as u64));
-    stack.push(cpu, bus, u64::from(selector))?;
-    stack.commit(cpu);
-    Ok(())
 }
 
 fn pop_segment<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
