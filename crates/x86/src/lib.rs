@@ -19,6 +19,7 @@ mod descriptor;
 mod exec;
 mod far;
 mod flags;
+mod host;
 mod int;
 mod interrupt;
 mod memory;
@@ -38,5 +39,6 @@ pub use cpu::Cpu;
 pub use cpuid::{
     AMD_COPIES, CpuidRegister, Feature, SUPPORTED_FEATURES, fixed_cpuid, supported_mask,
 };
+pub use host::Events;
 pub use state::{Config, CpuidLeaf, DebugRegisters, Exception, Fpu, MsrState, Unimplemented};
 pub use stop::Stop;
