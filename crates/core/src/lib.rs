@@ -5,6 +5,7 @@
 //! * `FilterCell` (feature `std`): the filter of a VM, replaced while its vCPUs run.
 //! * [`VmExit`], [`VmEntry`]: how a vCPU stops and how it goes on, as owned, comparable values.
 //! * [`Disposition`], [`PendingCompletion`]: what an access comes to, and the exit that waits for an answer.
+//! * [`PermissionBitmap`]: what VMX and SVM let pass without an exit, as wanted and as allowed.
 //! * [`MsrName`]: what MSRs are called; `"IA32_SPEC_CTRL".parse::<MsrIndex>()`.
 //! * [`RawFilter`]: the ioctl's structure, checked in the kernel's order.
 //! * [`Gate`], [`Image`], [`Event`]: a policy's answers to the accesses that leave the guest.
@@ -32,6 +33,7 @@ mod image;
 mod lookup;
 mod msr;
 mod names;
+mod permission;
 mod reason;
 mod registers;
 #[cfg(feature = "std")]
@@ -55,5 +57,8 @@ pub use image::{Action, Defaults, Image, ImageError, Rule};
 pub use lookup::Lookup;
 pub use msr::{Access, MsrIndex};
 pub use names::{MsrName, ParseMsrIndexError, Vendor, msr_names};
+pub use permission::{
+    Candidate, Desired, NotCandidate, PermissionBitmap, PermissionLayout, Vector,
+};
 pub use reason::{ExitReason, ExitReasons, UnknownExitReasons};
 pub use registers::{DescriptorTable, Registers, Segment, SystemRegisters};
