@@ -387,3 +387,175 @@ impl fmt::Display for FilterError {
 }
 
 impl core::error::Error for FilterError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDEX: u32 = 0x100;
+
+    fn range(flags: RangeFlags, base: u32, nmsrs: u32, bits: u64) -> FilterRange {
+        FilterRange {
+            flags,
+            base: MsrIndex(base),
+            nmsrs,
+            bitmap: alloc::vec![bits; FilterRange::bitmap_words(nmsrs)].into(),
+        }
+    }
+
+    fn decide(default: DefaultAction, ranges: &[FilterRange], index: u32) -> [Decision; 2] {
+        let filter = MsrFilter::new(default, ranges.to_vec()).unwrap();
+        Access::ALL.map(|access| filter.decide(MsrIndex(index), access))
+    }
+
+    fn by(source: DecisionSource, verdict: Verdict) -> Decision {
+        Decision { verdict, source }
+    }
+
+    #[test]
+    fn bit_of_the_first_range_that_matches_decides() {
+        let ranges = [
+            range(RangeFlags::READ_WRITE, INDEX, 2, 0b01),
+            range(RangeFlags::READ_WRITE, INDEX, 3, 0b110),
+        ];
+        for (index, slot, verdict) in [
+            (INDEX, 0, Verdict::Allow),
+            (INDEX + 1, 0, Verdict::Deny),
+            (INDEX + 2, 1, Verdict::Allow),
+        ] {
+            for default in [DefaultAction::Allow, DefaultAction::Deny] {
+                let expected = by(DecisionSource::Range(slot), verdict);
+                assert_eq!(decide(default, &ranges, index), [expected; 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn range_without_the_direction_is_transparent_for_it() {
+        let ranges = [
+            range(RangeFlags::READ, INDEX, 1, 0),
+            range(RangeFlags::WRITE, INDEX, 1, 1),
+        ];
+        let expected = [
+            by(DecisionSource::Range(0), Verdict::Deny),
+            by(DecisionSource::Range(1), Verdict::Allow),
+        ];
+        assert_eq!(decide(DefaultAction::Deny, &ranges, INDEX), expected);
+        let expected = by(DecisionSource::Default, Verdict::Allow);
+        assert_eq!(
+            decide(DefaultAction::Allow, &ranges[..1], INDEX)[1],
+            expected
+        );
+    }
+
+    #[test]
+    fn default_decides_outside_all_ranges() {
+        let ranges = [range(RangeFlags::READ_WRITE, INDEX, 2, 0)];
+        for (default, verdict) in [
+            (DefaultAction::Allow, Verdict::Allow),
+            (DefaultAction::Deny, Verdict::Deny),
+        ] {
+            for index in [0, INDEX - 1, INDEX + 2, u32::MAX] {
+                let expected = by(DecisionSource::Default, verdict);
+                assert_eq!(decide(default, &ranges, index), [expected; 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn x2apic_is_exempt_before_any_range() {
+        let ranges = [range(RangeFlags::READ_WRITE, 0x7ff, 0x102, 0)];
+        let exempt = by(DecisionSource::Exempt, Verdict::Allow);
+        let denied = by(DecisionSource::Range(0), Verdict::Deny);
+        for (index, expected) in [
+            (0x7ff, denied),
+            (0x800, exempt),
+            (0x8ff, exempt),
+            (0x900, denied),
+        ] {
+            assert_eq!(decide(DefaultAction::Deny, &ranges, index), [expected; 2]);
+        }
+    }
+
+    #[test]
+    fn range_that_reaches_2_to_the_32_holds_nothing_but_counts_as_used() {
+        for (base, nmsrs) in [(u32::MAX, 1), (0xffff_fff0, 16), (0xffff_fff0, 32)] {
+            let ranges = [range(RangeFlags::READ_WRITE, base, nmsrs, u64::MAX)];
+            for index in [base, u32::MAX, 0, 8] {
+                let expected = by(DecisionSource::Default, Verdict::Deny);
+                assert_eq!(decide(DefaultAction::Deny, &ranges, index), [expected; 2]);
+            }
+        }
+        let last = [range(RangeFlags::READ_WRITE, 0xffff_fff0, 15, u64::MAX)];
+        let expected = by(DecisionSource::Range(0), Verdict::Allow);
+        assert_eq!(
+            decide(DefaultAction::Deny, &last, 0xffff_fffe),
+            [expected; 2]
+        );
+    }
+
+    #[test]
+    fn empty_ranges_are_dropped_and_not_looked_at() {
+        let mut junk = range(RangeFlags(0xff), 0, 0, 0);
+        junk.bitmap = alloc::vec![0; 500].into();
+        let ranges = vec![
+            junk.clone(),
+            range(RangeFlags::READ_WRITE, INDEX, 1, 0),
+            junk,
+        ];
+        let filter = MsrFilter::new(DefaultAction::Allow, ranges).unwrap();
+        assert_eq!(filter.ranges().len(), 1);
+        let decision = filter.decide(MsrIndex(INDEX), Access::Read);
+        assert_eq!(decision, by(DecisionSource::Range(0), Verdict::Deny));
+    }
+
+    #[test]
+    fn broken_rule_is_named() {
+        let good = || range(RangeFlags::READ, INDEX, 65, 0);
+        let short = FilterRange {
+            bitmap: alloc::vec![0; 1].into(),
+            ..good()
+        };
+        let deny = DefaultAction::Deny;
+        for (ranges, error, errno) in [
+            (vec![], FilterError::EmptyDeny, Errno::EINVAL),
+            (
+                vec![good(); 17],
+                FilterError::TooManyRanges { count: 17 },
+                Errno::EINVAL,
+            ),
+            (
+                vec![good(), range(RangeFlags(7), 0, 1, 0)],
+                FilterError::RangeFlags { slot: 1, flags: 7 },
+                Errno::EINVAL,
+            ),
+            (
+                vec![range(RangeFlags(0), 0, 1, 0)],
+                FilterError::NoDirection { slot: 0 },
+                Errno::EINVAL,
+            ),
+            (
+                vec![range(RangeFlags::READ, 0, MAX_MSRS + 1, 0)],
+                FilterError::TooManyMsrs {
+                    slot: 0,
+                    nmsrs: MAX_MSRS + 1,
+                },
+                Errno::EINVAL,
+            ),
+            (
+                vec![good(), good(), short],
+                FilterError::Bitmap {
+                    slot: 2,
+                    words: 1,
+                    needed: 2,
+                },
+                Errno::EFAULT,
+            ),
+        ] {
+            assert_eq!(MsrFilter::new(deny, ranges), Err(error));
+            assert_eq!(error.errno(), errno);
+        }
+        let full = vec![range(RangeFlags::READ, 0, MAX_MSRS, 0); 16];
+        assert!(MsrFilter::new(deny, full).is_ok());
+    }
+}

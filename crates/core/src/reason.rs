@@ -101,3 +101,29 @@ impl fmt::Display for UnknownExitReasons {
 }
 
 impl core::error::Error for UnknownExitReasons {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mask_takes_three_bits_of_64() {
+        for bit in 0..64 {
+            let mask = 1u64 << bit;
+            let expected = if bit < 3 { Ok(1 << bit) } else { Err(mask) };
+            let answer = ExitReasons::from_mask(mask);
+            let answer = answer.map(ExitReasons::mask).map_err(|error| error.mask);
+            assert_eq!(answer, expected);
+        }
+        assert_eq!(ExitReasons::from_mask(0), Ok(ExitReasons::NONE));
+        assert_eq!(ExitReasons::from_mask(7), Ok(ExitReasons::ALL));
+    }
+
+    #[test]
+    fn set_contains_what_was_put_in() {
+        let filter_only = ExitReasons::NONE.with(ExitReason::FILTER);
+        let contained = ExitReason::ALL.map(|reason| filter_only.contains(reason));
+        assert_eq!(contained, [false, false, true]);
+        assert_eq!(ExitReasons::NONE.with(ExitReason(8)), ExitReasons::NONE);
+    }
+}

@@ -419,6 +419,25 @@ mod tests {
     }
 
     #[test]
+    fn wish_for_one_leaves_the_others() {
+        let (spec_ctrl, pred_cmd) = (MsrIndex(0x48), MsrIndex(0x49));
+        for layout in LAYOUTS {
+            let mut bitmap = everything_passed(layout);
+            let all = passed(layout, bitmap.as_bytes());
+            let answer = bitmap.set_desired(spec_ctrl, Access::Read, Desired::Intercept);
+            assert_eq!(answer, Ok(()));
+            assert_eq!(bitmap.desired(spec_ctrl, Access::Read), Desired::Intercept);
+            assert_eq!(bitmap.desired(pred_cmd, Access::Read), Desired::PassThrough);
+            let left = passed(layout, bitmap.as_bytes());
+            let gone: Vec<_> = all
+                .into_iter()
+                .filter(|access| !left.contains(access))
+                .collect();
+            assert_eq!(gone, [(spec_ctrl, Access::Read)]);
+        }
+    }
+
+    #[test]
     fn allowing_does_not_pass_what_is_not_wanted() {
         for layout in LAYOUTS {
             let mut bitmap = everything_passed(layout);
