@@ -52,20 +52,12 @@ pub(crate) struct Block {
     second_pfn: Option<u64>,
     /// Where its bytes are in [`Code::bytes`], and how many.
     bytes: u32,
-    pub(crate) len_bytes: u8,
+    len_bytes: u8,
     /// [`CodeState::verify`] when the bytes were last compared.
     verify: u32,
     live: bool,
     /// The next block of the same bucket.
     next: u32,
-}
-
-impl Block {
-    /// How many instructions it has.
-    #[inline(always)]
-    pub(crate) const fn count(&self) -> u32 {
-        self.count
-    }
 }
 
 /// What a block belongs to.

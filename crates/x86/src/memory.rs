@@ -636,6 +636,9 @@ impl Cpu {
         linear: u64,
         kind: AccessKind,
     ) -> Result<Option<RamPage>, Exit> {
+        if self.is_long() && !Self::is_canonical(linear) {
+            return Ok(None);
+        }
         Ok(match self.translate(bus, linear, kind)? {
             Target::Ram { pfn, .. }
                 if kind == AccessKind::Write && self.code_state.lines.contains_key(&pfn) =>

@@ -143,6 +143,14 @@ impl Addressing {
         (self.0 & 7) as usize
     }
 
+    /// Address size in bytes.
+    pub(crate) const fn size_bytes(self) -> u8 {
+        match self.0 >> 3 & 0xf {
+            0 => 8,
+            size => size,
+        }
+    }
+
     /// What the offset is cut to.
     pub(crate) const fn mask(self) -> u64 {
         match self.0 >> 3 & 0xf {

@@ -54,7 +54,7 @@ impl Cpu {
                 return Stop::Budget;
             }
             let done = match code.find(self, bus) {
-                Ok(block) if alone || u64::from(block.count()) > left => {
+                Ok(block) if alone => {
                     let op = code.ops(&block)[0];
                     left -= 1;
                     self.step(bus, &op)
@@ -79,7 +79,9 @@ impl Cpu {
         block: &Block,
         left: &mut u64,
     ) -> Result<(), Stop> {
-        for (i, op) in code.ops(block).iter().enumerate() {
+        let ops = code.ops(block);
+        let ops = &ops[..ops.len().min(*left as usize)];
+        for (i, op) in ops.iter().enumerate() {
             let Err(exit) = (op.exec)(self, bus, op) else {
                 continue;
             };
@@ -100,10 +102,11 @@ impl Cpu {
                 _ => self.finish(bus, op, exit),
             };
         }
-        let count = u64::from(block.count());
-        *left -= count;
-        self.retired += count;
-        self.rip = self.wrap_rip(self.rip.wrapping_add(u64::from(block.len_bytes)));
+        *left -= ops.len() as u64;
+        self.retired += ops.len() as u64;
+        if let Some(last) = ops.last() {
+            self.rip = self.next_rip(last);
+        }
         Ok(())
     }
 

@@ -5,9 +5,21 @@
 //! there, it changes the `Op`. Functions are generic over the bus, the operand size, and often the
 //! operation, so that a decoded instruction runs without a decision that decoding could make.
 
+mod arith;
+mod bcd;
+mod bit;
+mod cond;
+mod control;
+mod exchange;
+mod flag;
 mod io;
+mod mov;
+mod muldiv;
 mod register;
 mod segment;
+mod shift;
+mod stack;
+mod string;
 mod syscall;
 mod system;
 mod table;
@@ -15,7 +27,7 @@ mod transfer;
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
-use crate::int::{Datum, Int};
+use crate::int::Int;
 use crate::op::{Exec, Fault, Flow, Op};
 use crate::{Bus, Cpu};
 
@@ -50,7 +62,20 @@ type Lower<B> = fn(&Instruction, &mut Op<B>) -> Option<Exec<B>>;
 
 /// The function that executes an instruction.
 pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
-    let families: [Lower<B>; 7] = [
+    let families: &[Lower<B>] = &[
+        idle,
+        mov::lower,
+        arith::lower,
+        cond::lower,
+        control::lower,
+        stack::lower,
+        shift::lower,
+        bit::lower,
+        muldiv::lower,
+        string::lower,
+        exchange::lower,
+        flag::lower,
+        bcd::lower,
         segment::lower,
         transfer::lower,
         register::lower,
@@ -59,16 +84,6 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
         syscall::lower,
         io::lower,
     ];
-    if matches!(
-        insn.mnemonic(),
-        Mnemonic::Nop
-            | Mnemonic::Pause
-            | Mnemonic::Reservednop
-            | Mnemonic::Endbr64
-            | Mnemonic::Endbr32
-    ) {
-        return nop;
-    }
     if insn.is_invalid() {
         return if op.len >= 15 { too_long } else { undefined };
     }
@@ -77,6 +92,31 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
     }
     op.imm = insn.code() as u64;
     unimplemented
+}
+
+/// What does nothing here: hints, and the fences and cache instructions of a processor without caches.
+fn idle<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<B>> {
+    use Mnemonic::*;
+    let idle = matches!(
+        insn.mnemonic(),
+        Nop | Pause
+            | Reservednop
+            | Endbr64
+            | Endbr32
+            | Lfence
+            | Sfence
+            | Mfence
+            | Prefetchw
+            | Prefetchnta
+            | Prefetcht0
+            | Prefetcht1
+            | Prefetcht2
+            | Prefetch
+            | Clflush
+            | Clflushopt
+            | Clwb
+    );
+    idle.then_some(nop as Exec<B>)
 }
 
 /// Where the operands are.
@@ -163,5 +203,3 @@ impl Cpu {
         value.set(&mut self.gpr, number);
     }
 }
-
-const _: () = assert!(<u64 as Datum>::BYTES == 8);
