@@ -153,6 +153,7 @@ impl Cpu {
     }
 
     /// The bits of RSP in use.
+    #[inline]
     pub(crate) fn stack_mask(&self) -> u64 {
         if self.is_64() {
             u64::MAX

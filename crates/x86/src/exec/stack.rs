@@ -106,18 +106,6 @@ impl Cpu {
         self.gpr[reg::RSP] = kept | value & mask;
     }
 
-    /// The bits of RSP that address the stack.
-    #[inline(always)]
-    pub(crate) fn stack_mask(&self) -> u64 {
-        if self.is_64() {
-            u64::MAX
-        } else if self.segs[seg::SS].db {
-            0xffff_ffff
-        } else {
-            0xffff
-        }
-    }
-
     #[inline(always)]
     fn stack_linear(
         &mut self,
