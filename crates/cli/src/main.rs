@@ -3,7 +3,11 @@
 //! Here are the command line, the exit status and how an error is printed; each verb has a module.
 #![forbid(unsafe_code)]
 
+mod backend;
+mod policy;
+mod report;
 mod run;
+mod tally;
 mod wrap;
 
 use std::io;

@@ -1,0 +1,287 @@
+//! The end of a run as a table for people or as JSON for programs.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use msrgate_core::{ExitReason, Outcome, VmExit};
+use msrgate_machine::{End, StopCause};
+use serde::Serialize;
+
+use crate::tally::{Count, Key, Tally};
+
+/// All that is to be told.
+pub(crate) struct Report<'a> {
+    pub(crate) backend: &'static str,
+    pub(crate) end: End,
+    pub(crate) tally: &'a Tally,
+    pub(crate) stats: Option<Stats>,
+}
+
+/// What `--stats` adds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Stats {
+    pub(crate) exits: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) instructions: Option<u64>,
+    #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
+    pub(crate) time: Duration,
+}
+
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// The table, how the guest ended, and what `--stats` adds.
+pub(crate) fn write_table(out: &mut dyn Write, report: &Report<'_>) -> io::Result<()> {
+    let rows: Vec<Row> = report.tally.rows().map(Row::of).collect();
+    if !rows.is_empty() {
+        let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+        let width = width.max("MSR".len());
+        writeln!(
+            out,
+            "{BOLD}{:width$}  {:<10}  READS  WRITES  REASON   OUTCOME{BOLD:#}",
+            "MSR", "INDEX",
+        )?;
+        for row in &rows {
+            row.write(out, width)?;
+        }
+        writeln!(out)?;
+    }
+    if report.tally.rows_dropped != 0 {
+        let count = report.tally.rows_dropped;
+        writeln!(out, "{count} accesses to still other MSRs are not shown.")?;
+    }
+    let accesses = match report.tally.event_count() {
+        0 => "No MSR access".to_owned(),
+        1 => "1 MSR access".to_owned(),
+        count => format!("{count} MSR accesses"),
+    };
+    writeln!(out, "{accesses} left the guest. {}", sentence(&report.end))?;
+    if let Some(stats) = &report.stats {
+        let milliseconds = stats.time.as_secs_f64() * 1e3;
+        write!(out, "{DIM}{} exits", stats.exits)?;
+        if let Some(instructions) = stats.instructions {
+            write!(out, ", {instructions} instructions")?;
+        }
+        writeln!(out, ", {milliseconds:.1} ms on {}{DIM:#}", report.backend)?;
+    }
+    Ok(())
+}
+
+/// One line of the table.
+struct Row {
+    name: String,
+    index: String,
+    count: Count,
+    reason: ExitReason,
+    outcome: String,
+    style: Style,
+}
+
+impl Row {
+    fn of((key, count): (&Key, &Count)) -> Self {
+        Self {
+            name: key.index.name().unwrap_or("-").to_owned(),
+            index: key.index.to_string(),
+            count: *count,
+            reason: key.reason,
+            outcome: match (key.outcome, count.answered) {
+                (Outcome::Fault, _) => "#GP".to_owned(),
+                (Outcome::Value, Some(value)) => format!("value {value:#x}"),
+                (outcome, _) => outcome.to_string(),
+            },
+            style: match key.outcome {
+                Outcome::Fault => AnsiColor::Red.on_default(),
+                Outcome::Forwarded => AnsiColor::Green.on_default(),
+                _ => AnsiColor::Yellow.on_default(),
+            },
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write, width: usize) -> io::Result<()> {
+        let Self {
+            name,
+            index,
+            count,
+            reason,
+            outcome,
+            style,
+        } = self;
+        let Count { reads, writes, .. } = count;
+        writeln!(
+            out,
+            "{name:width$}  {index:<10}  {reads:>5}  {writes:>6}  {reason:<7}  {style}{outcome}{style:#}"
+        )
+    }
+}
+
+/// How the guest ended, where that is no error.
+fn sentence(end: &End) -> String {
+    match end {
+        End::Exit { code: 0 } => "The guest ended by itself.".to_owned(),
+        End::Exit { code } => format!("The guest ended with code {code:#x}."),
+        End::Halted { waits: false } => "The guest halted.".to_owned(),
+        End::Halted { waits: true } => {
+            "The guest waits for an interrupt, and no device here raises one.".to_owned()
+        }
+        End::Stopped {
+            cause: StopCause::Interrupt,
+        } => "You stopped the guest.".to_owned(),
+        _ => "The guest could not go on.".to_owned(),
+    }
+}
+
+/// Why a guest that ended so is an operating error, if it is.
+pub(crate) fn error(end: &End) -> Option<String> {
+    match end {
+        End::TripleFault { rip, exception } => {
+            let mut text = format!("the guest triple-faulted at RIP {rip:#x}");
+            match exception {
+                Some(exception) => text.push_str(&format!("; its last exception was {exception}")),
+                None => text.push_str("; this backend does not tell its last exception"),
+            }
+            Some(text)
+        }
+        End::Stopped {
+            cause: StopCause::TimeLimit,
+        } => Some("the guest took longer than it may and was stopped".to_owned()),
+        End::Failed { rip, exit } => Some(match exit {
+            VmExit::Failed { code } => {
+                format!("the backend cannot run the guest's code at RIP {rip:#x} (code {code:#x})")
+            }
+            other => {
+                format!("the guest was left for {other:?} at RIP {rip:#x}: nobody handles that")
+            }
+        }),
+        _ => None,
+    }
+}
+
+/// The same as JSON. 64-bit numbers are hexadecimal texts: JSON's own lose bits in many readers.
+pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Result<()> {
+    let json = Json {
+        backend: report.backend,
+        end: JsonEnd::of(&report.end),
+        msrs: report.tally.rows().map(JsonRow::of).collect(),
+        events: report.tally.events().iter().map(JsonEvent::of).collect(),
+        events_dropped: report.tally.events_dropped,
+        stats: report.stats,
+    };
+    serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Json {
+    backend: &'static str,
+    end: JsonEnd,
+    msrs: Vec<JsonRow>,
+    events: Vec<JsonEvent>,
+    events_dropped: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stats: Option<Stats>,
+}
+
+#[derive(Serialize)]
+struct JsonEnd {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rip: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exception: Option<String>,
+}
+
+impl JsonEnd {
+    fn of(end: &End) -> Self {
+        let (kind, rip) = match end {
+            End::Exit { .. } => ("exit", None),
+            End::Halted { .. } => ("halt", None),
+            End::TripleFault { rip, .. } => ("triple-fault", Some(*rip)),
+            End::Stopped {
+                cause: StopCause::Interrupt,
+            } => ("interrupt", None),
+            End::Stopped {
+                cause: StopCause::TimeLimit,
+            } => ("time-limit", None),
+            End::Failed { rip, .. } => ("failed", Some(*rip)),
+            _ => ("other", None),
+        };
+        Self {
+            kind,
+            code: match end {
+                End::Exit { code } => Some(*code),
+                _ => None,
+            },
+            rip: rip.map(hexadecimal),
+            exception: match end {
+                End::TripleFault { exception, .. } => exception.map(|found| found.to_string()),
+                _ => None,
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonRow {
+    name: Option<&'static str>,
+    index: String,
+    reads: u64,
+    writes: u64,
+    reason: String,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+}
+
+impl JsonRow {
+    fn of((key, count): (&Key, &Count)) -> Self {
+        Self {
+            name: key.index.name(),
+            index: key.index.to_string(),
+            reads: count.reads,
+            writes: count.writes,
+            reason: key.reason.to_string(),
+            outcome: key.outcome.word(),
+            value: match key.outcome {
+                Outcome::Value => count.answered.map(hexadecimal),
+                _ => None,
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonEvent {
+    vcpu: u32,
+    access: String,
+    index: String,
+    reason: String,
+    value: String,
+    outcome: &'static str,
+    log: bool,
+}
+
+impl JsonEvent {
+    fn of(event: &msrgate_core::Event) -> Self {
+        Self {
+            vcpu: event.vcpu.0,
+            access: event.access.to_string(),
+            index: event.index.to_string(),
+            reason: event.reason.to_string(),
+            value: hexadecimal(event.value),
+            outcome: event.outcome.word(),
+            log: event.log,
+        }
+    }
+}
+
+fn hexadecimal(value: u64) -> String {
+    format!("{value:#x}")
+}
+
+fn nanoseconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}

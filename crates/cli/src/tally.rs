@@ -1,0 +1,112 @@
+//! What the guest's accesses came to: counted by register, reason and outcome, and the first of them in full.
+//!
+//! A guest may touch as many MSRs as there are numbers: both are bounded.
+
+use std::collections::BTreeMap;
+
+use msrgate_core::{Access, Event, ExitReason, MsrIndex, Outcome, Recorder};
+
+const ROWS_LIMIT: usize = 4096;
+const EVENTS_LIMIT: usize = 65_536;
+
+/// Counts events.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    rows: BTreeMap<Key, Count>,
+    events: Vec<Event>,
+    /// Events that are not in `events`.
+    pub(crate) events_dropped: u64,
+    /// Events that are in no row.
+    pub(crate) rows_dropped: u64,
+    /// How often the guest met the policy's `fault`.
+    pub(crate) faults: u64,
+}
+
+/// What makes a row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) index: MsrIndex,
+    pub(crate) reason: ExitReason,
+    pub(crate) outcome: Outcome,
+}
+
+/// How often, and with which value.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Count {
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
+    /// What the last read was answered with.
+    pub(crate) answered: Option<u64>,
+}
+
+impl Tally {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (&Key, &Count)> {
+        self.rows.iter()
+    }
+
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// All of them, kept or not.
+    pub(crate) fn event_count(&self) -> u64 {
+        self.events.len() as u64 + self.events_dropped
+    }
+}
+
+impl Recorder for Tally {
+    fn record(&mut self, event: &Event) {
+        if event.outcome == Outcome::Fault {
+            self.faults += 1;
+        }
+        if self.events.len() < EVENTS_LIMIT {
+            self.events.push(*event);
+        } else {
+            self.events_dropped += 1;
+        }
+        let key = Key {
+            index: event.index,
+            reason: event.reason,
+            outcome: event.outcome,
+        };
+        if self.rows.len() >= ROWS_LIMIT && !self.rows.contains_key(&key) {
+            self.rows_dropped += 1;
+            return;
+        }
+        let count = self.rows.entry(key).or_default();
+        match event.access {
+            Access::Read => {
+                count.reads += 1;
+                count.answered = Some(event.value);
+            }
+            Access::Write => count.writes += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_core::VcpuId;
+
+    use super::*;
+
+    #[test]
+    fn guest_that_touches_everything_fills_neither_table_nor_list() {
+        let mut tally = Tally::default();
+        for index in 0..100_000 {
+            tally.record(&Event {
+                vcpu: VcpuId(0),
+                index: MsrIndex(index),
+                access: Access::Read,
+                reason: ExitReason::UNKNOWN,
+                value: 0,
+                outcome: Outcome::Ignored,
+                log: false,
+            });
+        }
+        assert_eq!(tally.rows().count(), ROWS_LIMIT);
+        assert_eq!(tally.events().len(), EVENTS_LIMIT);
+        assert_eq!(tally.event_count(), 100_000);
+        assert_eq!(tally.rows_dropped, 100_000 - ROWS_LIMIT as u64);
+    }
+}

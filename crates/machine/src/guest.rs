@@ -1,0 +1,220 @@
+//! A guest in memory, and how it starts: [`Guest`], [`LoadError`].
+
+use msrgate_core::{Segment, Vcpu, VmError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
+
+use crate::long_mode;
+use crate::program::{self, FLAT_BASE, Program};
+
+/// RAM ends below the window where a PC has its devices.
+const MEMORY_LIMIT_BYTES: u64 = 3 << 30;
+const MEMORY_LEAST_BYTES: u64 = 2 << 20;
+
+/// RAM for a guest, all zeros, from address 0.
+///
+/// # Errors
+/// Less than 2 MiB, more than 3 GiB, not whole pages, or the host has not so much.
+pub fn guest_memory(size_bytes: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    if !(MEMORY_LEAST_BYTES..=MEMORY_LIMIT_BYTES).contains(&size_bytes)
+        || !size_bytes.is_multiple_of(4096)
+    {
+        return Err(MemoryError::Size { size_bytes });
+    }
+    let length = usize::try_from(size_bytes).map_err(|_| MemoryError::Size { size_bytes })?;
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), length)]).map_err(MemoryError::Map)
+}
+
+/// Why there is no guest memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// Too little, too much, or not whole pages.
+    #[error("{size_bytes:#x} bytes of guest memory: it must be whole pages, 2 MiB to 3 GiB")]
+    Size {
+        /// What was asked for.
+        size_bytes: u64,
+    },
+    /// The host refused.
+    #[error("cannot map guest memory")]
+    Map(#[source] vm_memory::mmap::FromRangesError),
+}
+
+/// A program that can be put into guest memory and started.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    program: Program,
+}
+
+impl Guest {
+    /// Recognises a file: ELF64 for x86-64, or else a flat binary for real mode.
+    ///
+    /// # Errors
+    /// What is wrong with it, or why it cannot be booted here.
+    pub fn parse(file: &[u8]) -> Result<Self, LoadError> {
+        Ok(Self {
+            program: program::parse(file)?,
+        })
+    }
+
+    /// A program that has been taken apart already.
+    pub(crate) fn new(program: Program) -> Self {
+        Self { program }
+    }
+
+    /// Puts the guest where it belongs.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub fn load(&self, memory: &GuestMemoryMmap) -> Result<(), LoadError> {
+        match &self.program {
+            Program::Elf { segments, .. } => {
+                long_mode::write_tables(memory).map_err(LoadError::Memory)?;
+                for segment in segments {
+                    load_segment(segment, memory)?;
+                }
+                Ok(())
+            }
+            Program::Flat { bytes } => memory
+                .write_slice(bytes, GuestAddress(FLAT_BASE))
+                .map_err(LoadError::Memory),
+        }
+    }
+
+    /// Gives a vCPU the state in which the guest starts.
+    ///
+    /// # Errors
+    /// The backend refuses it.
+    pub fn start(&self, vcpu: &mut impl Vcpu) -> Result<(), VmError> {
+        let mut system = vcpu.system_registers()?;
+        let mut registers = long_mode::registers(FLAT_BASE);
+        match &self.program {
+            Program::Elf { entry, .. } => {
+                system = long_mode::system_registers(&system);
+                registers.rip = *entry;
+            }
+            Program::Flat { .. } => {
+                system.cs = Segment {
+                    base: 0,
+                    selector: 0,
+                    ..system.cs
+                };
+                registers.rsp = FLAT_BASE;
+                // The drive that the BIOS booted from.
+                registers.rdx = 0x80;
+            }
+        }
+        vcpu.set_system_registers(&system)?;
+        vcpu.set_registers(&registers)
+    }
+}
+
+fn load_segment(segment: &program::Segment, memory: &GuestMemoryMmap) -> Result<(), LoadError> {
+    let address = segment.address;
+    let end = address.checked_add(segment.size_bytes);
+    let limit = memory.last_addr().0 + 1;
+    match end {
+        Some(end) if end <= limit => {
+            if address < long_mode::TABLES.end && end > long_mode::TABLES.start {
+                return Err(LoadError::OnTables { address, end });
+            }
+        }
+        _ => {
+            return Err(LoadError::NoRoom {
+                address,
+                size_bytes: segment.size_bytes,
+                memory_bytes: limit,
+            });
+        }
+    }
+    memory
+        .write_slice(&segment.bytes, GuestAddress(address))
+        .map_err(LoadError::Memory)
+}
+
+/// Why a file cannot be booted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// No bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// A bzImage.
+    #[error(
+        "a Linux kernel (bzImage) cannot be booted by this version: give an ELF64 or a flat binary"
+    )]
+    LinuxKernel,
+    /// Nothing but readable characters.
+    #[error("a text, not a program: a guest is an ELF64 for x86-64 or a flat binary")]
+    Text,
+    /// Too long for conventional memory.
+    #[error("a flat binary of {size_bytes} bytes: at most {limit_bytes} fit below 640 KiB")]
+    FlatTooLong {
+        /// Its length.
+        size_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// 32-bit.
+    #[error("a 32-bit ELF: it must be ELF64 for x86-64")]
+    Class,
+    /// Big-endian.
+    #[error("a big-endian ELF: it must be ELF64 for x86-64")]
+    BigEndian,
+    /// For another processor.
+    #[error("an ELF for another processor (e_machine {machine:#x}): it must be x86-64 (0x3e)")]
+    Architecture {
+        /// `e_machine`.
+        machine: u16,
+    },
+    /// A shared object, a core file, an object file.
+    #[error(
+        "an ELF of type {kind:#x}: it must be an executable with fixed addresses (0x2), linked with -static -no-pie"
+    )]
+    NotExecutable {
+        /// `e_type`.
+        kind: u16,
+    },
+    /// The file ends before what its headers promise.
+    #[error("the ELF is cut off: its headers point behind its end at {size_bytes:#x}")]
+    Truncated {
+        /// The file's length.
+        size_bytes: usize,
+    },
+    /// More bytes in the file than in memory.
+    #[error("the segment at {address:#x} has more bytes in the file than in memory")]
+    Segment {
+        /// Its address.
+        address: u64,
+    },
+    /// The entry point is in no segment.
+    #[error("the entry point {entry:#x} is in no loaded segment")]
+    Entry {
+        /// `e_entry`.
+        entry: u64,
+    },
+    /// A segment does not fit into RAM.
+    #[error(
+        "the segment at {address:#x} ({size_bytes:#x} bytes) lies outside of {memory_bytes:#x} bytes of guest memory"
+    )]
+    NoRoom {
+        /// Its address.
+        address: u64,
+        /// Its length.
+        size_bytes: u64,
+        /// All RAM.
+        memory_bytes: u64,
+    },
+    /// A segment lies on what the loader itself needs.
+    #[error(
+        "the segment {address:#x}..{end:#x} lies on the page tables, which are at 0x8000..0x10000"
+    )]
+    OnTables {
+        /// Its address.
+        address: u64,
+        /// Its end.
+        end: u64,
+    },
+    /// Guest memory cannot be written.
+    #[error("cannot write guest memory")]
+    Memory(#[source] GuestMemoryError),
+}

@@ -1,0 +1,19 @@
+//! The board that `msrgate run` boots, over any backend that has core's `Vm` and `Vcpu`.
+//!
+//! * [`Guest`]: an ELF64 executable, a flat binary, or the built-in [`tour`], put into guest memory.
+//! * [`Machine`]: one vCPU, a serial console, an exit port, and the loop that lets a gate answer.
+//! * [`Stopper`]: ends the loop from another thread.
+//!
+//! There is no interrupt controller, no timer and no disk.
+#![forbid(unsafe_code)]
+
+mod board;
+mod guest;
+mod long_mode;
+mod machine;
+mod program;
+pub mod tour;
+
+pub use board::{EXIT_PORT, POLICY_PORT, SERIAL_PORT};
+pub use guest::{Guest, LoadError, MemoryError, guest_memory};
+pub use machine::{End, Machine, MachineError, Rules, StopCause, Stopper};

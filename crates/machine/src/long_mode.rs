@@ -1,0 +1,111 @@
+//! The state in which a 64-bit guest starts: the first 4 GiB mapped one to one, flat segments, no IDT.
+//!
+//! The tables lie in low memory (`TABLES`); a guest that is loaded there is refused.
+
+use std::ops::Range;
+
+use msrgate_core::{DescriptorTable, Registers, Segment, SystemRegisters};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+/// Where GDT and page tables are, and the stack that a guest starts with.
+pub(crate) const TABLES: Range<u64> = 0x8000..0x1_0000;
+
+const GDT: u64 = 0x8000;
+const STACK_TOP: u64 = 0x9000;
+const PML4: u64 = 0x9000;
+const PDPT: u64 = 0xa000;
+const DIRECTORIES: u64 = 0xb000;
+const GIBIBYTES: u64 = 4;
+
+/// Null, 64-bit code at 0x08, data at 0x10; SDM vol. 3, 3.4.5.
+const DESCRIPTORS: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+const PRESENT_WRITABLE: u64 = 0x3;
+const LARGE_PAGE: u64 = 0x80;
+
+/// PE, MP, ET, NE, WP, PG.
+const CR0: u64 = 0x8001_0033;
+/// PAE, OSFXSR, OSXMMEXCPT.
+const CR4: u64 = 0x620;
+/// LME, LMA, NXE.
+const EFER: u64 = 0xd00;
+/// The bit that is always set.
+const RFLAGS: u64 = 0x2;
+
+/// Writes GDT and page tables.
+pub(crate) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    for (slot, descriptor) in (0..).zip(DESCRIPTORS) {
+        write_entry(memory, GDT, slot, descriptor)?;
+    }
+    write_entry(memory, PML4, 0, PDPT | PRESENT_WRITABLE)?;
+    for gibibyte in 0..GIBIBYTES {
+        let directory = DIRECTORIES + gibibyte * 0x1000;
+        write_entry(memory, PDPT, gibibyte, directory | PRESENT_WRITABLE)?;
+        for slot in 0..512 {
+            let page = (gibibyte << 30) + (slot << 21);
+            let entry = page | LARGE_PAGE | PRESENT_WRITABLE;
+            write_entry(memory, directory, slot, entry)?;
+        }
+    }
+    Ok(())
+}
+
+/// `reset` with everything changed that 64-bit mode needs.
+pub(crate) fn system_registers(reset: &SystemRegisters) -> SystemRegisters {
+    let code = Segment {
+        selector: 0x08,
+        limit: u32::MAX,
+        type_: 0xb,
+        present: true,
+        s: true,
+        l: true,
+        g: true,
+        ..Segment::default()
+    };
+    let data = Segment {
+        selector: 0x10,
+        type_: 0x3,
+        db: true,
+        l: false,
+        ..code
+    };
+    SystemRegisters {
+        cs: code,
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        gdt: DescriptorTable {
+            base: GDT,
+            limit: 8 * 3 - 1,
+        },
+        idt: DescriptorTable::default(),
+        cr0: CR0,
+        cr3: PML4,
+        cr4: CR4,
+        efer: EFER,
+        ..*reset
+    }
+}
+
+/// Interrupts off, a small stack, and the entry point.
+pub(crate) fn registers(entry: u64) -> Registers {
+    Registers {
+        rip: entry,
+        rsp: STACK_TOP,
+        rflags: RFLAGS,
+        ..Registers::default()
+    }
+}
+
+fn write_entry(
+    memory: &GuestMemoryMmap,
+    table: u64,
+    slot: u64,
+    entry: u64,
+) -> Result<(), GuestMemoryError> {
+    memory.write_slice(&entry.to_le_bytes(), GuestAddress(table + slot * 8))
+}
+
+const _: () = assert!(DIRECTORIES + GIBIBYTES * 0x1000 <= TABLES.end);

@@ -1,0 +1,265 @@
+//! [`Machine`]: one vCPU on its board, and the loop that runs it until it ends.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use msrgate_core::{
+    Exception, ExitReasons, Gate, Image, Kick, MsrFilter, Recorder, RunError, Vcpu, VcpuId, Vm,
+    VmEntry, VmError, VmExit,
+};
+
+use crate::board::{Board, Request};
+use crate::guest::Guest;
+
+/// What a VM and its gate need of a policy.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The answers.
+    pub image: Arc<Image>,
+    /// What leaves the guest although KVM could do it.
+    pub filter: MsrFilter,
+    /// What leaves the guest rather than being #GP.
+    pub reasons: ExitReasons,
+}
+
+/// A VM with one vCPU and its devices.
+pub struct Machine<V: Vm, R, W: Write> {
+    vm: V,
+    vcpu: V::Vcpu,
+    gate: Gate<R>,
+    board: Board<W>,
+    policies: Vec<Rules>,
+    stop: Arc<AtomicU8>,
+    exits: u64,
+}
+
+impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
+    /// Makes the vCPU, puts it where `guest` starts, and the first of `policies` into force. The guest can
+    /// ask for another one by its number; one that does not exist changes nothing.
+    ///
+    /// # Errors
+    /// The backend refuses something.
+    pub fn new(
+        vm: V,
+        guest: &Guest,
+        policies: Vec<Rules>,
+        recorder: R,
+        console: W,
+    ) -> Result<Self, VmError> {
+        let mut vcpu = vm.create_vcpu(0)?;
+        guest.start(&mut vcpu)?;
+        let image = match policies.first() {
+            Some(rules) => {
+                vm.set_exit_reasons(rules.reasons)?;
+                vm.set_msr_filter(&rules.filter)?;
+                Arc::clone(&rules.image)
+            }
+            None => Arc::new(Image::new(msrgate_core::Defaults::ALLOW)),
+        };
+        Ok(Self {
+            vm,
+            vcpu,
+            gate: Gate::new(VcpuId(0), image, recorder),
+            board: Board::new(console),
+            policies,
+            stop: Arc::default(),
+            exits: 0,
+        })
+    }
+
+    /// Ends [`Machine::run`] from another thread.
+    pub fn stopper(&self) -> Stopper<<V::Vcpu as Vcpu>::Kicker> {
+        Stopper {
+            cause: Arc::clone(&self.stop),
+            kicker: self.vcpu.kicker(),
+        }
+    }
+
+    /// Runs the guest until it ends or is stopped.
+    ///
+    /// # Errors
+    /// The backend or the console failed.
+    pub fn run(&mut self) -> Result<End, MachineError> {
+        let mut entry = VmEntry::Run;
+        loop {
+            let exit = self.vcpu.run(entry)?;
+            self.exits += 1;
+            entry = match self.gate.service(&exit, &mut self.vcpu) {
+                Some(answer) => answer,
+                None => match self.device(exit)? {
+                    Next::Enter(entry) => entry,
+                    Next::End(end) => return Ok(end),
+                },
+            };
+        }
+    }
+
+    /// How often the guest was left.
+    pub fn exits(&self) -> u64 {
+        self.exits
+    }
+
+    /// Instructions of the guest, where the backend counts them.
+    pub fn instructions(&self) -> Option<u64> {
+        self.vcpu.retired()
+    }
+
+    /// Gives back where the events went.
+    pub fn into_recorder(self) -> R {
+        self.gate.into_recorder()
+    }
+
+    fn device(&mut self, exit: VmExit) -> Result<Next, MachineError> {
+        Ok(match exit {
+            VmExit::IoIn { port, len_bytes } => {
+                Next::Enter(VmEntry::CompleteIoIn(self.board.read(port, len_bytes)))
+            }
+            VmExit::IoOut {
+                port,
+                len_bytes,
+                value,
+            } => match self.board.write(port, len_bytes, value)? {
+                Some(Request::Exit(code)) => Next::End(End::Exit { code }),
+                Some(Request::Policy(number)) => {
+                    self.install(number)?;
+                    Next::Enter(VmEntry::Run)
+                }
+                None => Next::Enter(VmEntry::Run),
+            },
+            VmExit::MmioRead { .. } => Next::Enter(VmEntry::CompleteMmioRead(u64::MAX)),
+            VmExit::MmioWrite { .. } => Next::Enter(VmEntry::Run),
+            VmExit::Interrupted => match StopCause::from_code(self.stop.load(Ordering::SeqCst)) {
+                Some(cause) => Next::End(End::Stopped { cause }),
+                None => Next::Enter(VmEntry::Run),
+            },
+            ended => Next::End(self.end(ended)?),
+        })
+    }
+
+    fn install(&mut self, number: u8) -> Result<(), VmError> {
+        let Some(rules) = self.policies.get(usize::from(number)) else {
+            return Ok(());
+        };
+        // All reasons first: what the old filter denies must not be #GP in between.
+        self.vm.set_exit_reasons(ExitReasons::ALL)?;
+        self.vm.set_msr_filter(&rules.filter)?;
+        self.vm.set_exit_reasons(rules.reasons)?;
+        self.gate.set_image(Arc::clone(&rules.image));
+        Ok(())
+    }
+
+    fn end(&self, exit: VmExit) -> Result<End, VmError> {
+        const INTERRUPT_FLAG: u64 = 1 << 9;
+        let registers = self.vcpu.registers()?;
+        let rip = registers.rip;
+        Ok(match exit {
+            VmExit::Hlt => End::Halted {
+                waits: registers.rflags & INTERRUPT_FLAG != 0,
+            },
+            VmExit::Shutdown => End::TripleFault {
+                rip,
+                exception: self.vcpu.last_exception(),
+            },
+            exit => End::Failed { rip, exit },
+        })
+    }
+}
+
+impl<V: Vm, R, W: Write> fmt::Debug for Machine<V, R, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("exits", &self.exits)
+            .finish_non_exhaustive()
+    }
+}
+
+enum Next {
+    Enter(VmEntry),
+    End(End),
+}
+
+/// How a guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum End {
+    /// It wrote this to the exit port.
+    Exit {
+        /// What it wrote.
+        code: u8,
+    },
+    /// HLT.
+    Halted {
+        /// Interrupts were on, but no device here raises one.
+        waits: bool,
+    },
+    /// A fault while a double fault was being delivered.
+    TripleFault {
+        /// RIP of the vCPU after it.
+        rip: u64,
+        /// What began it or came of it, where the backend knows.
+        exception: Option<Exception>,
+    },
+    /// [`Stopper::stop`].
+    Stopped {
+        /// Who asked.
+        cause: StopCause,
+    },
+    /// The backend could not go on, or left the guest for something that this board has not.
+    Failed {
+        /// RIP of the vCPU.
+        rip: u64,
+        /// What it said.
+        exit: VmExit,
+    },
+}
+
+/// Why a guest was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    /// The user asked.
+    Interrupt = 1,
+    /// It took longer than it may.
+    TimeLimit = 2,
+}
+
+impl StopCause {
+    fn from_code(code: u8) -> Option<Self> {
+        [Self::Interrupt, Self::TimeLimit]
+            .into_iter()
+            .find(|&cause| cause as u8 == code)
+    }
+}
+
+/// Ends a machine's run from another thread.
+#[derive(Clone, Debug)]
+pub struct Stopper<K> {
+    cause: Arc<AtomicU8>,
+    kicker: K,
+}
+
+impl<K: Kick> Stopper<K> {
+    /// Stops the guest; the first cause counts.
+    pub fn stop(&self, cause: StopCause) {
+        let _ = self
+            .cause
+            .compare_exchange(0, cause as u8, Ordering::SeqCst, Ordering::SeqCst);
+        self.kicker.kick();
+    }
+}
+
+/// Why a machine cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// The vCPU.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The VM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The guest's output cannot be written.
+    #[error("cannot write the guest's console")]
+    Console(#[from] io::Error),
+}
