@@ -12,6 +12,7 @@ use msrgate_core::{Kick, Vm};
 use msrgate_kvm::{Irqchip, KvmVm};
 use msrgate_machine::{Guest, Machine, Rules, StopCause, Stopper, guest_memory, tour};
 use msrgate_policy::Compiled;
+use msrgate_soft::{SoftVm, SystemConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -89,7 +90,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
             let vm = KvmVm::new(&kvm, memory, Irqchip::None)?;
             boot(args, name, vm, &guest, policies)
         }
-        Kind::Soft => bail!("the embedded KVM is not built in"),
+        Kind::Soft => {
+            let vm = SoftVm::new(&memory, SystemConfig::default())?;
+            boot(args, name, vm, &guest, policies)
+        }
     }
 }
 
