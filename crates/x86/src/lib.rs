@@ -28,6 +28,7 @@ mod reg;
 mod run;
 mod seg;
 mod segment;
+mod simd;
 mod stack;
 mod state;
 mod stop;

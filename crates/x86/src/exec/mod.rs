@@ -15,9 +15,11 @@ mod flag;
 mod io;
 mod mov;
 mod muldiv;
+mod places;
 mod register;
 mod segment;
 mod shift;
+mod sse;
 mod stack;
 mod string;
 mod syscall;
@@ -76,6 +78,7 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
         exchange::lower,
         flag::lower,
         bcd::lower,
+        sse::lower,
         segment::lower,
         transfer::lower,
         register::lower,
