@@ -6,8 +6,8 @@
 //! keep their bits. No 5-level paging, no protection keys; PAE's four pointers are read from memory at
 //! each walk, as AMD processors do.
 
-use crate::Bus;
 use crate::control::{cr0, cr4, efer};
+use crate::{Bus, Cpu};
 
 /// #PF error code bits.
 pub(crate) mod error_code {
@@ -204,17 +204,6 @@ pub(crate) struct Access {
     pub(crate) alignment_check: bool,
 }
 
-impl Access {
-    /// The processor's own access to a descriptor table or a TSS, whatever CPL is.
-    pub(crate) const fn implicit(kind: AccessKind) -> Self {
-        Self {
-            kind,
-            user: false,
-            alignment_check: false,
-        }
-    }
-}
-
 /// Where a linear address lies, and with which rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "they are the entries' bits")]
@@ -262,9 +251,21 @@ pub(crate) fn walk<B: Bus>(
     Ok(translation)
 }
 
-/// Where `linear` lies, whatever the rights, leaving the tables as they are (`KVM_TRANSLATE`).
-pub(crate) fn probe<B: Bus>(bus: &mut B, paging: &Paging, linear: u64) -> Option<Translation> {
+/// Where `linear` lies, whatever the rights.
+fn probe<B: Bus>(bus: &mut B, paging: &Paging, linear: u64) -> Option<Translation> {
     find(bus, paging, linear, &mut Path::default()).ok()
+}
+
+impl Cpu {
+    /// The guest-physical address behind a linear one, whatever its rights; the tables' accessed bits stay
+    /// as they are (`KVM_TRANSLATE`).
+    pub fn translate_linear<B: Bus>(&self, bus: &mut B, linear: u64) -> Option<u64> {
+        if self.is_long() && !Self::is_canonical(linear) {
+            return None;
+        }
+        let found = probe(bus, &self.paging, linear)?;
+        Some(found.pfn << 12 | linear & 0xfff)
+    }
 }
 
 /// The walk itself. `Err` holds the error code bits that tell why there is no translation.
