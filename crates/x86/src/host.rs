@@ -1,7 +1,7 @@
 //! Parts of the state that a host reads and writes by themselves: registers that are MSRs, and [`Events`].
 
 use crate::cpu::Shadow;
-use crate::{Cpu, seg};
+use crate::{Bus, Cpu, seg, walk};
 
 /// What is on its way to the guest besides a queued exception (`struct kvm_vcpu_events`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,23 @@ impl Cpu {
         self.efer = efer;
         self.update_mode();
         self.flush_tlb(false);
+    }
+
+    /// CR8, the task priority.
+    #[must_use]
+    pub fn cr8(&self) -> u64 {
+        self.cr8
+    }
+
+    /// Sets CR8.
+    pub fn set_cr8(&mut self, priority: u64) {
+        self.cr8 = priority & 15;
+    }
+
+    /// The physical address of a linear one, by the page tables as they are, without a trace in them.
+    pub fn physical_address<B: Bus>(&self, bus: &mut B, linear: u64) -> Option<u64> {
+        let found = walk::probe(bus, &self.paging, linear)?;
+        Some(found.pfn << 12 | linear & 0xfff)
     }
 
     /// CR0.PG.
