@@ -11,7 +11,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::memory::Memory;
 use crate::sregs;
-use crate::vcpu::Engine;
+use crate::vcpu::{Engine, SLICE};
 use crate::vm::{SystemConfig, VmState};
 
 /// A virtual machine on guest memory of its own.
@@ -90,7 +90,9 @@ impl Vcpu for SoftVcpu {
             return Ok(exit);
         }
         let kicker = &self.kicker;
-        let exit = self.engine.run(|| kicker.take());
+        let exit = self
+            .engine
+            .run(SLICE, |_| kicker.take().then_some(VmExit::Interrupted));
         match exit {
             Ok(exit) => {
                 if exit.msr_access().is_none() {

@@ -1,6 +1,7 @@
 //! KVM in Rust, for machines without /dev/kvm: its semantics over the processor of `msrgate-x86`.
 //!
 //! * [`SoftVm`], [`SoftVcpu`]: the Rust API, core's `Vm` and `Vcpu`.
+//! * [`Handle`]: the ioctls, for a client that believes it has /dev/kvm.
 //! * [`SystemConfig`]: what is a module parameter or the host's nature elsewhere.
 //!
 //! MSR accesses go through the pipeline of Linux 6.12: privilege, filter, emulation, reason, exit or #GP. Two
@@ -12,6 +13,7 @@ mod api;
 mod client;
 mod clock;
 mod cpuid;
+mod ioctl;
 mod memory;
 mod msr;
 mod plain;
@@ -25,4 +27,5 @@ mod vm;
 
 pub use api::{Kicker, SoftVcpu, SoftVm};
 pub use cpuid::CpuidSource;
+pub use ioctl::{Handle, Outcome, System, VcpuDescriptor, VmDescriptor};
 pub use vm::SystemConfig;

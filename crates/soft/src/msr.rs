@@ -116,6 +116,27 @@ impl MsrFile {
         }
     }
 
+    /// `KVM_X86_SETUP_MCE`: how many banks there are; whether that is possible.
+    pub(crate) fn setup_mce(&mut self, capability: u64) -> bool {
+        if !(1..=rule::MCE_BANKS).contains(&capability) {
+            return false;
+        }
+        if let Some((_, start)) = self.find(rule::MCG_CAP) {
+            self.keep(start, capability);
+        }
+        if let Some((_, start)) = self.find(rule::MC0_CTL) {
+            for bank in 0..rule::MCE_BANKS.min(capability) as usize {
+                self.keep(start + 4 * bank, u64::MAX);
+            }
+        }
+        true
+    }
+
+    /// How many machine-check banks there are.
+    fn mce_banks(&self) -> u64 {
+        self.kept_at(rule::MCG_CAP.0)
+    }
+
     /// Whether the MSR is a part of the vCPU's model, which cannot change once the vCPU has run.
     pub(crate) fn is_fixed(index: MsrIndex) -> bool {
         const MICROCODE: MsrIndex = MsrIndex(0x8b);

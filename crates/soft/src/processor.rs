@@ -32,10 +32,10 @@ pub(crate) fn msr(cpu: &Cpu, msr: CpuMsr) -> u64 {
     match msr {
         CpuMsr::ApicBase => cpu.msrs.apic_base,
         CpuMsr::Cstar => cpu.msrs.cstar,
-        CpuMsr::Efer => cpu.system_registers().efer,
+        CpuMsr::Efer => cpu.efer(),
         CpuMsr::Fmask => cpu.msrs.fmask,
-        CpuMsr::FsBase => cpu.system_registers().fs.base,
-        CpuMsr::GsBase => cpu.system_registers().gs.base,
+        CpuMsr::FsBase => cpu.fs_base(),
+        CpuMsr::GsBase => cpu.gs_base(),
         CpuMsr::KernelGsBase => cpu.msrs.kernel_gs_base,
         CpuMsr::Lstar => cpu.msrs.lstar,
         CpuMsr::Pat => cpu.msrs.pat,
@@ -63,23 +63,11 @@ pub(crate) fn set_msr(cpu: &mut Cpu, msr: CpuMsr, value: u64) {
         CpuMsr::SysenterEsp => &mut cpu.msrs.sysenter_esp,
         CpuMsr::TscAux => &mut cpu.msrs.tsc_aux,
         CpuMsr::Xss => &mut cpu.msrs.xss,
-        CpuMsr::Efer | CpuMsr::FsBase | CpuMsr::GsBase => {
-            let mut registers = cpu.system_registers();
-            match msr {
-                CpuMsr::Efer => registers.efer = value,
-                CpuMsr::FsBase => registers.fs.base = value,
-                _ => registers.gs.base = value,
-            }
-            cpu.set_system_registers(&registers);
-            return;
-        }
+        CpuMsr::Efer => return cpu.set_efer(value),
+        CpuMsr::FsBase => return cpu.set_fs_base(value),
+        CpuMsr::GsBase => return cpu.set_gs_base(value),
     };
     *home = value;
-}
-
-/// Whether paging is on (CR0.PG).
-pub(crate) fn is_paging(cpu: &Cpu) -> bool {
-    cpu.system_registers().cr0 >> 31 & 1 == 1
 }
 
 /// What a processor is plugged into.

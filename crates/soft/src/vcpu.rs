@@ -17,7 +17,7 @@ use crate::processor::GuestBus;
 use crate::vm::VmState;
 
 /// Instructions between two looks at who wants to interrupt: some hundred microseconds.
-const SLICE: u64 = 50_000;
+pub(crate) const SLICE: u64 = 50_000;
 
 /// DR6 as the processor has it after a single step.
 pub(crate) const DR6_SINGLE_STEP: u64 = 1 << 14;
@@ -47,7 +47,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// The vCPU `id`, whose number is reserved, as after reset.
     pub(crate) fn new(vm: Arc<VmState>, id: u32) -> Self {
-        let tsc = Tsc::new(vm.epoch, vm.config.tsc_khz);
+        let tsc = Tsc::new(vm.epoch, vm.tsc_khz());
         let mut cpu = Cpu::new(Config {
             forced_emulation_prefix: vm.config.forced_emulation_prefix,
             ..Config::default()
@@ -133,18 +133,23 @@ impl Engine {
         Ok((done && self.cpu.config().single_step).then(|| self.single_step_exit()))
     }
 
-    /// Runs the guest to its next exit, or until `interrupted` says so between two slices.
+    /// Runs the guest to its next exit, in slices of `budget` instructions. Before each of them `check` may
+    /// end the run.
     ///
     /// # Errors
     /// EFAULT where a slot leads to memory that the client does not have.
     #[inline]
-    pub(crate) fn run(&mut self, mut interrupted: impl FnMut() -> bool) -> Result<VmExit, Errno> {
+    pub(crate) fn run(
+        &mut self,
+        budget: u64,
+        mut check: impl FnMut(&Cpu) -> Option<VmExit>,
+    ) -> Result<VmExit, Errno> {
         self.has_run = true;
         loop {
-            if interrupted() {
-                return Ok(VmExit::Interrupted);
+            if let Some(exit) = check(&self.cpu) {
+                return Ok(exit);
             }
-            let stop = self.slice(SLICE)?;
+            let stop = self.slice(budget)?;
             if let Some(exit) = self.handle(stop) {
                 self.pending.arm(exit);
                 return Ok(exit);
@@ -153,6 +158,13 @@ impl Engine {
                 return Ok(VmExit::Hlt);
             }
         }
+    }
+
+    /// The guest-physical address of a linear one.
+    pub(crate) fn translate(&mut self, linear: u64) -> Option<u64> {
+        let _turn = self.vm.turn.take();
+        self.bus.slots = self.vm.memory.slots();
+        self.cpu.physical_address(&mut self.bus, linear)
     }
 
     /// Host-initiated read of an MSR.
@@ -231,7 +243,7 @@ impl Engine {
                 self.hypercall();
                 return None;
             }
-            Stop::Hlt if self.vm.irqchip.load(Ordering::Relaxed) => {
+            Stop::Hlt if self.vm.has_irqchip() => {
                 self.halted = true;
                 return None;
             }

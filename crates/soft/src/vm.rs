@@ -62,9 +62,10 @@ pub(crate) struct VmState {
     pub(crate) epoch: Instant,
     /// Nanoseconds by which the VM's clock is ahead of the time since `epoch`.
     clock_offset: AtomicI64,
+    /// TSC frequency of vCPUs to be.
+    tsc_khz: AtomicU32,
     ids: Mutex<BTreeSet<u32>>,
-    /// The client asked for in-kernel interrupt controllers: HLT then waits instead of leaving.
-    pub(crate) irqchip: AtomicBool,
+    irqchip: AtomicBool,
     /// KVM_CAP_EXCEPTION_PAYLOAD.
     pub(crate) exception_payload: AtomicBool,
     /// KVM_CAP_MSR_PLATFORM_INFO with 0.
@@ -82,6 +83,7 @@ impl VmState {
             reasons: AtomicU32::new(0),
             epoch: Instant::now(),
             clock_offset: AtomicI64::new(0),
+            tsc_khz: AtomicU32::new(config.tsc_khz),
             ids: Mutex::default(),
             irqchip: AtomicBool::new(false),
             exception_payload: AtomicBool::new(false),
@@ -134,6 +136,16 @@ impl VmState {
         ids.remove(&id);
     }
 
+    /// Whether the client asked for in-kernel interrupt controllers: HLT then waits instead of leaving.
+    pub(crate) fn has_irqchip(&self) -> bool {
+        self.irqchip.load(Ordering::Relaxed)
+    }
+
+    /// The client asks for them.
+    pub(crate) fn set_irqchip(&self) {
+        self.irqchip.store(true, Ordering::Relaxed);
+    }
+
     /// Nanoseconds of the VM's clock (`KVM_GET_CLOCK`).
     pub(crate) fn clock(&self) -> u64 {
         self.since_epoch()
@@ -145,6 +157,17 @@ impl VmState {
         let offset = nanoseconds.wrapping_sub(self.since_epoch());
         self.clock_offset
             .store(offset.cast_signed(), Ordering::Relaxed);
+    }
+
+    /// The TSC frequency of vCPUs to be.
+    pub(crate) fn tsc_khz(&self) -> u32 {
+        self.tsc_khz.load(Ordering::Relaxed)
+    }
+
+    /// Sets it; 0 is the default.
+    pub(crate) fn set_tsc_khz(&self, khz: u32) {
+        let khz = if khz == 0 { self.config.tsc_khz } else { khz };
+        self.tsc_khz.store(khz, Ordering::Relaxed);
     }
 
     fn since_epoch(&self) -> u64 {

@@ -2,6 +2,7 @@
 //!
 //! A function's name says what it checks or does; its line of explanation is the reason that Linux has.
 
+use msrgate_core::MsrIndex;
 use msrgate_x86::Cpu;
 
 use super::MsrFile;
@@ -402,13 +403,31 @@ pub(super) fn pat(_: &Reader<'_>, value: u64) -> bool {
     types.all(|kind| is_memory_type(kind) || kind == 7)
 }
 
+/// IA32_MCG_CAP and the first of the four MSRs of a bank.
+pub(super) const MCG_CAP: MsrIndex = MsrIndex(0x179);
+pub(super) const MC0_CTL: MsrIndex = MsrIndex(0x400);
+
 /// A host may lower the number of banks (`KVM_X86_SETUP_MCE`); what is beyond is INVAL.
+fn bank_exists(access: &Reader<'_>, per_bank: u32) -> Result<(), Refusal> {
+    let bank = (access.index - access.row.first) / per_bank;
+    unless(u64::from(bank) >= access.file.mce_banks())
+}
+
+/// Threshold of a bank.
+pub(super) fn read_mci_ctl2(access: &Reader<'_>) -> Result<u64, Refusal> {
+    bank_exists(access, 1)?;
+    Ok(access.value())
+}
+
+/// Control, status, address or miscellaneous of a bank.
 pub(super) fn read_mce_bank(access: &Reader<'_>) -> Result<u64, Refusal> {
+    bank_exists(access, 4)?;
     Ok(access.value())
 }
 
 /// There is no CMCI: a host may write 0.
-pub(super) fn write_mci_ctl2(_: &mut Writer<'_>, value: u64) -> Result<(), Refusal> {
+pub(super) fn write_mci_ctl2(access: &mut Writer<'_>, value: u64) -> Result<(), Refusal> {
+    bank_exists(&access.reader(), 1)?;
     unless(value != 0)
 }
 
@@ -416,6 +435,7 @@ pub(super) fn write_mci_ctl2(_: &mut Writer<'_>, value: u64) -> Result<(), Refus
 /// HWCR says otherwise. Address and miscellaneous: anything.
 pub(super) fn write_mce_bank(access: &mut Writer<'_>, value: u64) -> Result<(), Refusal> {
     const MAY_BE_CLEAR: u64 = 1 << 10 | 1;
+    bank_exists(&access.reader(), 4)?;
     let refused = match access.index & 3 {
         0 => value != 0 && value | MAY_BE_CLEAR != u64::MAX,
         1 => access.is_guest() && value != 0 && !access.file.mc_status_writable(),
@@ -476,7 +496,7 @@ pub(super) fn write_efer(access: &mut Writer<'_>, value: u64) -> Result<(), Refu
         let cpuid = &access.file.cpuid;
         let missing = value & (LME | LMA) != 0 && !cpuid.has(Feature::LongMode)
             || value & NX != 0 && !cpuid.has(Feature::Nx);
-        unless(missing || processor::is_paging(access.cpu) && (old ^ value) & LME != 0)?;
+        unless(missing || access.cpu.is_paging() && (old ^ value) & LME != 0)?;
     }
     access.keep(value & !LMA | old & LMA);
     Ok(())

@@ -99,7 +99,7 @@ pub(crate) static ROWS: &[Row] = &[
     row(0x0000_025a, 0xe,  Both,  HIDDEN, Nowhere,            Nobody,                    Value,           Any),
     row(0x0000_0268, 8,    Both,  HIDDEN, Kept(0),            Nothing,                   Value,           If(rule::mtrr_fixed)),         // IA32_MTRR_FIX4K_C0000 .. F8000
     row(0x0000_0277, 1,    Both,  LISTED, Cpu(Pat),           Nothing,                   Value,           If(rule::pat)),                // IA32_PAT
-    row(0x0000_0280, 0x20, Both,  HIDDEN, Kept(0),            Host,                      ReadBy(rule::read_mce_bank), By(rule::write_mci_ctl2)), // IA32_MC0_CTL2 .. (no MCG_CMCI_P)
+    row(0x0000_0280, 0x20, Both,  HIDDEN, Kept(0),            Host,                      ReadBy(rule::read_mci_ctl2), By(rule::write_mci_ctl2)), // IA32_MC0_CTL2 .. (no MCG_CMCI_P)
     row(0x0000_02ff, 1,    Both,  HIDDEN, Kept(0),            Nothing,                   Value,           If(rule::mtrr_default)),       // IA32_MTRR_DEF_TYPE
     row(0x0000_0345, 1,    Both,  LISTED, Kept(0),            Nothing,                   ReadBy(rule::read_perf_capabilities), By(rule::write_perf_capabilities)), // IA32_PERF_CAPABILITIES
     row(0x0000_0400, 0x80, Both,  HIDDEN, Kept(0),            Nothing,                   ReadBy(rule::read_mce_bank), By(rule::write_mce_bank)), // IA32_MC0_CTL ..

@@ -1,0 +1,252 @@
+//! Ioctls of a VM descriptor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_bindings::{
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_X86_USER_SPACE_MSR,
+    kvm_clock_data, kvm_dirty_log, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2,
+};
+use msrgate_core::{Errno, ExitReasons, FILTER_BYTES_64, RawFilter};
+
+use super::{Creator, Handle, Handler, Outcome, VcpuDescriptor, capability, done, int, request};
+use crate::client;
+use crate::memory::Memory;
+use crate::vm::{SystemConfig, VmState};
+
+/// A VM, as its descriptor sees it.
+#[derive(Debug)]
+pub struct VmDescriptor {
+    pub(super) state: Arc<VmState>,
+    pub(super) creator: Creator,
+    pit: AtomicBool,
+}
+
+impl VmDescriptor {
+    pub(super) fn new(config: SystemConfig) -> Self {
+        Self {
+            state: Arc::new(VmState::new(config, Memory::default())),
+            creator: Creator::this_process(),
+            pit: AtomicBool::new(false),
+        }
+    }
+}
+
+pub(super) const HANDLERS: &[(u32, Handler<VmDescriptor>)] = &[
+    (request::CREATE_VCPU, create_vcpu),
+    (request::SET_USER_MEMORY_REGION, set_user_memory_region),
+    (request::SET_USER_MEMORY_REGION2, set_user_memory_region2),
+    (request::GET_DIRTY_LOG, get_dirty_log),
+    (request::X86_SET_MSR_FILTER, set_msr_filter),
+    (request::ENABLE_CAP, enable_cap),
+    (request::CHECK_EXTENSION, check_extension),
+    (request::SET_TSS_ADDR, set_tss_addr),
+    (request::SET_IDENTITY_MAP_ADDR, set_identity_map_addr),
+    (request::SET_NR_MMU_PAGES, set_nr_mmu_pages),
+    (request::GET_NR_MMU_PAGES, get_nr_mmu_pages),
+    (request::CREATE_IRQCHIP, create_irqchip),
+    (request::CREATE_PIT2, create_pit2),
+    (request::IRQ_LINE, no_irqchip),
+    (request::GET_IRQCHIP, no_irqchip),
+    (request::SET_IRQCHIP, no_irqchip),
+    (request::SET_BOOT_CPU_ID, set_boot_cpu_id),
+    (request::GET_CLOCK, get_clock),
+    (request::SET_CLOCK, set_clock),
+    (request::GET_TSC_KHZ, get_tsc_khz),
+    (request::SET_TSC_KHZ, set_tsc_khz),
+];
+
+fn create_vcpu(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let (vcpu, fd) = VcpuDescriptor::new(vm, int(arg))?;
+    Ok(Outcome::Descriptor {
+        handle: Handle::Vcpu(Arc::new(vcpu)),
+        fd,
+    })
+}
+
+fn set_user_memory_region(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let region: kvm_userspace_memory_region = client::load(arg)?;
+    set_slot(vm, &region)
+}
+
+/// The longer structure; `guest_memfd` is not there, so its flag is refused with the unknown ones.
+fn set_user_memory_region2(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let region: kvm_userspace_memory_region2 = client::load(arg)?;
+    let region = kvm_userspace_memory_region {
+        slot: region.slot,
+        flags: region.flags,
+        guest_phys_addr: region.guest_phys_addr,
+        memory_size: region.memory_size,
+        userspace_addr: region.userspace_addr,
+    };
+    set_slot(vm, &region)
+}
+
+fn set_slot(vm: &VmDescriptor, region: &kvm_userspace_memory_region) -> Result<Outcome, Errno> {
+    // In turn with the vCPUs, none of which uses the old slot when this returns.
+    let _turn = vm.state.turn.take();
+    vm.state.memory.set_slot(region)?;
+    done()
+}
+
+fn get_dirty_log(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    const BITMAP: u64 = std::mem::offset_of!(kvm_dirty_log, __bindgen_anon_1) as u64;
+    let slot: u32 = client::load(arg)?;
+    let bitmap: u64 = client::load(arg.wrapping_add(BITMAP))?;
+    let dirty = {
+        let _turn = vm.state.turn.take();
+        vm.state.memory.take_dirty(slot)?
+    };
+    let bytes: Vec<u8> = dirty.into_iter().flat_map(u64::to_le_bytes).collect();
+    client::write(bitmap, &bytes)?;
+    done()
+}
+
+/// The checks are core's, in the kernel's order; a failed call leaves the old filter in force.
+fn set_msr_filter(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let bytes: [u8; FILTER_BYTES_64] = client::load(arg)?;
+    let copy = |pointer, words: &mut [u64]| {
+        let mut bytes = vec![0; size_of_val(words)];
+        client::read(pointer, &mut bytes)?;
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().expect("chunks of 8"));
+        }
+        Ok(())
+    };
+    let filter = RawFilter::from_bytes_64(&bytes).check(copy);
+    vm.state.set_filter(filter.map_err(|error| error.errno())?);
+    done()
+}
+
+fn enable_cap(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let request: kvm_enable_cap = client::load(arg)?;
+    if request.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let value = request.args[0];
+    match request.cap {
+        KVM_CAP_X86_USER_SPACE_MSR => {
+            let reasons = ExitReasons::from_mask(value).map_err(|_| Errno::EINVAL)?;
+            vm.state.set_reasons(reasons);
+        }
+        KVM_CAP_EXCEPTION_PAYLOAD => {
+            let payload = &vm.state.exception_payload;
+            payload.store(value != 0, Ordering::Relaxed);
+        }
+        KVM_CAP_MSR_PLATFORM_INFO => {
+            let hidden = &vm.state.platform_info_hidden;
+            hidden.store(value == 0, Ordering::Relaxed);
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    done()
+}
+
+fn check_extension(_: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    Ok(Outcome::Value(capability::value(arg)))
+}
+
+/// Memory that VMX would need is not needed here; three pages have to fit below 4 GiB.
+fn set_tss_addr(_: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    const LAST: u64 = 0xffff_ffff - 3 * 4096;
+    if arg > LAST {
+        Err(Errno::EINVAL)
+    } else {
+        done()
+    }
+}
+
+fn set_identity_map_addr(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    client::load::<u64>(arg)?;
+    if vm.state.has_vcpus() {
+        Err(Errno::EINVAL)
+    } else {
+        done()
+    }
+}
+
+/// There are no shadow pages to count; fewer than 64 is refused as in Linux.
+fn set_nr_mmu_pages(_: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    if int(arg) < 64 {
+        Err(Errno::EINVAL)
+    } else {
+        done()
+    }
+}
+
+fn get_nr_mmu_pages(_: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
+    Err(Errno::EINVAL)
+}
+
+/// Accepted so that HLT waits as its client expects; there are no controllers behind it.
+fn create_irqchip(vm: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
+    if vm.state.has_irqchip() {
+        return Err(Errno::EEXIST);
+    }
+    if vm.state.has_vcpus() {
+        return Err(Errno::EINVAL);
+    }
+    vm.state.set_irqchip();
+    done()
+}
+
+/// Accepted behind an accepted `KVM_CREATE_IRQCHIP`; it never fires.
+fn create_pit2(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    client::load::<kvm_pit_config>(arg)?;
+    if vm.pit.load(Ordering::Relaxed) {
+        return Err(Errno::EEXIST);
+    }
+    if !vm.state.has_irqchip() {
+        return Err(Errno::ENOENT);
+    }
+    vm.pit.store(true, Ordering::Relaxed);
+    done()
+}
+
+fn no_irqchip(_: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
+    Err(Errno::ENXIO)
+}
+
+/// The bootstrap processor is always vCPU 0.
+fn set_boot_cpu_id(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    if vm.state.has_vcpus() {
+        Err(Errno::EBUSY)
+    } else if int(arg) != 0 {
+        Err(Errno::EINVAL)
+    } else {
+        done()
+    }
+}
+
+fn get_clock(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let clock = kvm_clock_data {
+        clock: vm.state.clock(),
+        ..kvm_clock_data::default()
+    };
+    client::store(arg, &clock)?;
+    done()
+}
+
+/// Wall-clock adjustment (`KVM_CLOCK_REALTIME`) is not offered.
+fn set_clock(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let clock: kvm_clock_data = client::load(arg)?;
+    if clock.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    vm.state.set_clock(clock.clock);
+    done()
+}
+
+fn get_tsc_khz(vm: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
+    Ok(Outcome::Value(vm.state.tsc_khz().cast_signed()))
+}
+
+/// Of the vCPUs to be; 0 is the default.
+fn set_tsc_khz(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    if vm.state.has_vcpus() || int(arg) > i32::MAX.cast_unsigned() {
+        return Err(Errno::EINVAL);
+    }
+    vm.state.set_tsc_khz(int(arg));
+    done()
+}
