@@ -5,7 +5,7 @@ use msrgate_core::{
     Rule,
 };
 
-use crate::ast::{Policy, Word, WrittenRule};
+use crate::ast::{Policy, Selector, Word, WrittenRule};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::forward::unfaithful;
 use crate::parse::parse;
@@ -35,7 +35,7 @@ pub fn compile(source: &str) -> Result<Compiled, Vec<Diagnostic>> {
     diagnostics.extend(overlaps(&policy));
     let defaults = defaults(&policy, &mut diagnostics);
     for written in &policy.rules {
-        check_rule(written, &mut diagnostics);
+        check_rule(written, &defaults, &mut diagnostics);
     }
     check_exempt(&policy, &defaults, &mut diagnostics);
     if has_error(&diagnostics) {
@@ -93,7 +93,7 @@ fn defaults(policy: &Policy, diagnostics: &mut Vec<Diagnostic>) -> Defaults {
     defaults
 }
 
-fn check_rule(written: &WrittenRule, diagnostics: &mut Vec<Diagnostic>) {
+fn check_rule(written: &WrittenRule, defaults: &Defaults, diagnostics: &mut Vec<Diagnostic>) {
     let seen = |rule: &Rule| *rule != Rule::ALLOW;
     let is_seen = written.rules.iter().flatten().any(seen);
     let logs_allowed = written
@@ -109,18 +109,37 @@ fn check_rule(written: &WrittenRule, diagnostics: &mut Vec<Diagnostic>) {
                     .help("leave them out: whatever the policy says, KVM answers them itself"),
             );
         }
-        if logs_allowed && let Some((index, how)) = unfaithful(selector.first.0, selector.last.0) {
-            let name = index.name().unwrap_or("this MSR");
-            diagnostics.push(
-                Diagnostic::error(
-                    "policy::log-allow",
-                    format!("{name} ({index}) cannot be both allowed and logged"),
-                )
-                .at(selector.span.clone(), format!("the host path {how}"))
-                .help("leave out `log`, or write a narrower rule without it"),
-            );
+        if logs_allowed {
+            diagnostics.extend(check_logged(selector, defaults));
         }
     }
+}
+
+/// To be logged, an allowed access leaves the guest and is done on the host path, which must do the same.
+fn check_logged(selector: &Selector, defaults: &Defaults) -> Option<Diagnostic> {
+    let span = selector.span.clone();
+    if let Some((index, how)) = unfaithful(selector.first.0, selector.last.0) {
+        let name = index.name().unwrap_or("this MSR");
+        return Some(
+            Diagnostic::error(
+                "policy::log-allow",
+                format!("{name} ({index}) cannot be both allowed and logged"),
+            )
+            .at(span, format!("the host path {how}"))
+            .help("leave out `log`, or write a narrower rule without it"),
+        );
+    }
+    (defaults.unknown.action != defaults.invalid.action).then(|| {
+        Diagnostic::error(
+            "policy::log-allow",
+            "an access that is allowed and logged must be refused in one way",
+        )
+        .at(
+            span,
+            "the host path tells no invalid access from an unknown MSR",
+        )
+        .help("leave out `log`, or let the defaults for unknown and invalid do the same")
+    })
 }
 
 /// With everything denied, somebody may believe that x2APIC MSRs are denied too.

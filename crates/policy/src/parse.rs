@@ -146,12 +146,23 @@ impl Reader {
 
     fn rule(&mut self, value: &Value<'_>) -> Option<WrittenRule> {
         let table = self.table(value, "a rule")?;
-        self.check_keys(table, RULE_KEYS, "a rule");
+        let strange_keys = self.check_keys(table, RULE_KEYS, "a rule");
         let log = table
             .get("log")
             .and_then(|value| self.boolean(value, "`log`"))
             .unwrap_or(false);
-        let rules = self.directions(table, value.span(), log);
+        let rules = self.directions(table, log);
+        if strange_keys == 0
+            && !["read", "write", "both"]
+                .iter()
+                .any(|key| table.contains_key(*key))
+        {
+            self.report(
+                Diagnostic::error("policy::no-action", "the rule does nothing")
+                    .at(value.span(), "no `read`, `write` or `both` in here")
+                    .help("write `both = \"fault\"`, for example"),
+            );
+        }
         let Some(msr) = table.get("msr") else {
             self.report(
                 Diagnostic::error("policy::no-msr", "the rule names no MSR")
@@ -166,7 +177,7 @@ impl Reader {
         })
     }
 
-    fn directions(&mut self, table: &DeTable<'_>, span: Span, log: bool) -> [Option<Rule>; 2] {
+    fn directions(&mut self, table: &DeTable<'_>, log: bool) -> [Option<Rule>; 2] {
         let mut rules = [None; 2];
         for (access, key) in [(Access::Read, "read"), (Access::Write, "write")] {
             if let Some(value) = table.get(key) {
@@ -182,12 +193,7 @@ impl Reader {
                     .help("write `read` and `write`, or `both` alone"),
             ),
             (Some((_, value)), None) => rules = [self.action(value, "both", log); 2],
-            (None, Some(_)) => {}
-            (None, None) => self.report(
-                Diagnostic::error("policy::no-action", "the rule does nothing")
-                    .at(span, "no `read`, `write` or `both` in here")
-                    .help("write `both = \"fault\"`, for example"),
-            ),
+            (None, _) => {}
         }
         rules
     }

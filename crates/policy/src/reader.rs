@@ -41,8 +41,9 @@ impl Reader {
         self.diagnostics.push(diagnostic);
     }
 
-    /// Complains about every key of `table` that is not in `keys`.
-    pub(crate) fn check_keys(&mut self, table: &DeTable<'_>, keys: &[Key], what: &str) {
+    /// Complains about every key of `table` that is not in `keys`; answers how many there are.
+    pub(crate) fn check_keys(&mut self, table: &DeTable<'_>, keys: &[Key], what: &str) -> usize {
+        let before = self.diagnostics.len();
         for key in table.keys() {
             let name: &str = key.get_ref().borrow();
             match keys.iter().find(|known| known.name == name) {
@@ -65,6 +66,7 @@ impl Reader {
                 ),
             }
         }
+        self.diagnostics.len() - before
     }
 
     /// `value` as a table.

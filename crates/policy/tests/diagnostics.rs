@@ -1,0 +1,249 @@
+//! Every mistake has a code, a place and a way out.
+
+use msrgate_policy::{Diagnostic, Severity, compile};
+
+/// The mistakes of a policy whose version is in order.
+fn mistakes(body: &str) -> (String, Vec<Diagnostic>) {
+    let source = format!("version = 1\n{body}");
+    let diagnostics = compile(&source).expect_err("the policy has a mistake");
+    (source, diagnostics)
+}
+
+/// A body, and its only mistake: code, the text that is pointed at, and a part of the help.
+const CASES: &[(&str, &str, &str, &str)] = &[
+    ("[[rule]\nmsr = 1\n", "policy::syntax", "", ""),
+    (
+        "colour = 1",
+        "policy::unknown-key",
+        "colour",
+        "version, defaults, rule",
+    ),
+    (
+        "[defaults]\nunknwon = 'fault'",
+        "policy::unknown-key",
+        "unknwon",
+        "did you mean `unknown`?",
+    ),
+    (
+        "[[rule]]\nmsr = 1\nraed = 'fault'",
+        "policy::unknown-key",
+        "raed",
+        "did you mean `read`?",
+    ),
+    (
+        "[[rule]]\nmsr = 1\nboth = 'fault'\nlimit = '1/s'",
+        "policy::not-available",
+        "limit",
+        "a rule has the keys",
+    ),
+    (
+        "[[rule]]\nmsr = '@mtrr'\nboth = 'fault'",
+        "policy::not-available",
+        "'@mtrr'",
+        "ranges",
+    ),
+    (
+        "[defaults]\nknown = 'alow'",
+        "policy::action",
+        "'alow'",
+        "did you mean `allow`?",
+    ),
+    (
+        "[defaults]\nknown = 'log'",
+        "policy::action",
+        "'log'",
+        "\"allow\", \"fault\" or \"ignore\"",
+    ),
+    (
+        "[defaults]\nknown = true",
+        "policy::type",
+        "true",
+        "\"allow\", \"fault\" or \"ignore\"",
+    ),
+    ("[rule]\nmsr = 1", "policy::type", "[rule]", "[[rule]]"),
+    (
+        "[[rule]]\nmsr = 'IA32_SPEC_CTL'\nboth = 'fault'",
+        "policy::unknown-msr",
+        "'IA32_SPEC_CTL'",
+        "did you mean `IA32_SPEC_CTRL`?",
+    ),
+    (
+        "[[rule]]\nmsr = 'XYZZY_PLUGH_FROTZ'\nboth = 'fault'",
+        "policy::unknown-msr",
+        "'XYZZY_PLUGH_FROTZ'",
+        "an index",
+    ),
+    (
+        "[[rule]]\nmsr = 0x1_0000_0000\nboth = 'fault'",
+        "policy::number",
+        "0x1_0000_0000",
+        "0xffffffff",
+    ),
+    (
+        "[[rule]]\nmsr = 1\nread = { value = 0x1_0000_0000_0000_0000 }",
+        "policy::number",
+        "0x1_0000_0000_0000_0000",
+        "0xffffffffffffffff",
+    ),
+    (
+        "[[rule]]\nmsr = 1\nread = { value = -1 }",
+        "policy::number",
+        "-1",
+        "from 0 to",
+    ),
+    (
+        "[[rule]]\nmsr = '0x20..=0x10'\nboth = 'fault'",
+        "policy::range",
+        "'0x20..=0x10'",
+        "\"0x10..=0x20\"",
+    ),
+    (
+        "[[rule]]\nmsr = '0x20..0x30'\nboth = 'fault'",
+        "policy::range",
+        "'0x20..0x30'",
+        "\"0x20..=0x30\"",
+    ),
+    (
+        "[[rule]]\nboth = 'fault'",
+        "policy::no-msr",
+        "[[rule]]",
+        "msr = ",
+    ),
+    (
+        "[[rule]]\nmsr = []\nboth = 'fault'",
+        "policy::no-msr",
+        "[]",
+        "",
+    ),
+    ("[[rule]]\nmsr = 1", "policy::no-action", "[[rule]]", "both"),
+    (
+        "[[rule]]\nmsr = 1\nboth = 'fault'\nread = 'allow'",
+        "policy::both",
+        "both",
+        "alone",
+    ),
+    (
+        "[[rule]]\nmsr = 1\nwrite = { value = 1 }",
+        "policy::write-value",
+        "{ value = 1 }",
+        "drop writes",
+    ),
+    (
+        "[[rule]]\nmsr = '0x700..=0x800'\nread = 'fault'",
+        "policy::x2apic",
+        "'0x700..=0x800'",
+        "KVM answers them itself",
+    ),
+    (
+        "[[rule]]\nmsr = 0x10\nread = 'allow'\nlog = true",
+        "policy::log-allow",
+        "0x10",
+        "leave out `log`",
+    ),
+    (
+        "[[rule]]\nmsr = '0xfffffff0..=0xffffffff'\nread = 'fault'",
+        "policy::last-msr",
+        "'0xfffffff0..=0xffffffff'",
+        "0xfffffffe",
+    ),
+];
+
+#[test]
+fn each_mistake_is_told_once_with_its_place_and_its_fix() {
+    for &(body, code, place, help) in CASES {
+        let (source, diagnostics) = mistakes(body);
+        let codes: Vec<_> = diagnostics.iter().map(|found| found.code).collect();
+        assert_eq!(codes, [code], "{body}");
+        let found = &diagnostics[0];
+        assert_eq!(found.severity, Severity::Error);
+        let span = found.span().expect("a place");
+        if !place.is_empty() {
+            assert_eq!(&source[span], place, "{body}");
+        }
+        let given = found.help.as_deref().unwrap_or("");
+        assert!(given.contains(help), "{body}\n{given}");
+    }
+}
+
+#[test]
+fn version_is_asked_for_and_checked() {
+    for (source, place) in [("", ""), ("version = 2", "2")] {
+        let diagnostics = compile(source).expect_err("no version that is known");
+        assert_eq!(diagnostics[0].code, "policy::version");
+        assert_eq!(&source[diagnostics[0].span().expect("a place")], place);
+    }
+}
+
+#[test]
+fn overlap_shows_both_places() {
+    let (source, diagnostics) = mistakes(
+        "[[rule]]\nmsr = [7, '0x10..=0x1f']\nread = 'fault'\n[[rule]]\nmsr = ['0x1f..=0x2e', 7]\nboth = 'allow'",
+    );
+    let places: Vec<Vec<&str>> = diagnostics
+        .iter()
+        .map(|found| {
+            assert_eq!(found.code, "policy::overlap");
+            let labels = found.labels.iter();
+            labels.map(|label| &source[label.span.clone()]).collect()
+        })
+        .collect();
+    assert_eq!(places, [["'0x1f..=0x2e'", "'0x10..=0x1f'"], ["7", "7"]]);
+}
+
+#[test]
+fn default_deny_cannot_tell_known_from_unknown() {
+    let (source, diagnostics) = mistakes(
+        "[defaults]\nknown = 'fault'\nunknown = 'ignore'\n[[rule]]\nmsr='0x800..=0x8ff'\nboth='allow'",
+    );
+    assert_eq!(diagnostics.len(), 1);
+    assert_eq!(diagnostics[0].code, "policy::default-deny");
+    assert_eq!(&source[diagnostics[0].span().expect("a place")], "'ignore'");
+}
+
+#[test]
+fn default_deny_warns_that_x2apic_is_not_denied() {
+    let compiled = compile("version = 1\n[defaults]\nknown = 'fault'").expect("a warning only");
+    assert_eq!(compiled.warnings.len(), 1);
+    assert_eq!(compiled.warnings[0].severity, Severity::Warning);
+    assert_eq!(compiled.warnings[0].code, "policy::x2apic");
+}
+
+#[test]
+fn seventeen_far_msrs_do_not_fit() {
+    use std::fmt::Write;
+    let mut body = String::new();
+    for number in 0..17 {
+        writeln!(body, "[[rule]]\nmsr = {}\nboth = 'fault'", number << 16).expect("a String");
+    }
+    let (_, diagnostics) = mistakes(&body);
+    assert_eq!(diagnostics[0].code, "policy::too-many-ranges");
+    assert_eq!(
+        diagnostics[0].message,
+        "the policy needs 17 filter ranges, but KVM has 16"
+    );
+}
+
+#[test]
+fn mistakes_come_in_the_order_of_the_text() {
+    let (_, diagnostics) = mistakes(
+        "[[rule]]\nmsr = 0x830\nread = 'fault'\n[[rule]]\nmsr = 'NO_SUCH'\nread = 'flaut'",
+    );
+    let codes: Vec<_> = diagnostics.iter().map(|found| found.code).collect();
+    assert_eq!(
+        codes,
+        ["policy::x2apic", "policy::unknown-msr", "policy::action"]
+    );
+}
+
+#[test]
+fn any_text_gives_a_policy_or_a_mistake() {
+    let whole = "version = 1\n[defaults]\nknown = 'allow'\n[[rule]]\nmsr = ['0x10..=0x20', 7]\nread = { value = 0xff }\nlog = true\n";
+    for end in 0..whole.len() {
+        let _ = compile(&whole[..end]);
+        let mut torn = whole.to_owned();
+        torn.remove(end);
+        let _ = compile(&torn);
+    }
+    let deep = "[".repeat(10_000);
+    assert!(compile(&format!("version = 1\nrule = {deep}")).is_err());
+}
