@@ -1,5 +1,5 @@
-//! What one decision of the filter costs: the lookup beside the oracle and beside the tables that other
-//! programs use, over the same accesses.
+//! What one decision of the filter costs: the lookup, alone and behind a vCPU's reader, beside the oracle
+//! and the tables that other programs use, over the same accesses.
 //!
 //! `hit`: the first range decides. `deep`: the last of 16 does. `miss`: none does. `random`: all of these, in
 //! an order that no branch predictor learns. Each measurement is 1024 decisions.
@@ -9,7 +9,8 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use msrgate_core::{
-    Access, DefaultAction, FilterRange, Lookup, MsrFilter, MsrIndex, RangeFlags, Verdict,
+    Access, DefaultAction, FilterCell, FilterRange, Lookup, MsrFilter, MsrIndex, RangeFlags,
+    Verdict,
 };
 
 /// 16 ranges of 32 MSRs each, denied for reads and writes, as a policy for Linux guests has them.
@@ -37,6 +38,9 @@ const ACCESSES: usize = 1024;
 fn decide(criterion: &mut Criterion) {
     let filter = filter();
     let lookup = Lookup::new(&filter);
+    let cell = FilterCell::new();
+    cell.replace(filter.clone());
+    let mut reader = cell.reader();
     let denied = || BASES.iter().flat_map(|&base| base..base + NMSRS);
     let tree: BTreeMap<u32, Verdict> = denied().map(|index| (index, Verdict::Deny)).collect();
     let hash: HashMap<u32, Verdict> = denied().map(|index| (index, Verdict::Deny)).collect();
@@ -45,28 +49,31 @@ fn decide(criterion: &mut Criterion) {
     for (name, indices) in accesses() {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Elements(ACCESSES as u64));
-        let mut measure = |engine, verdict: &dyn Fn(&[MsrIndex]) -> usize| {
+        let mut measure = |engine, verdict: &mut dyn FnMut(&[MsrIndex]) -> usize| {
             group.bench_function(engine, |bencher| {
                 bencher.iter(|| verdict(black_box(&indices)));
             });
         };
-        measure("lookup", &|indices| {
+        measure("lookup", &mut |indices| {
             denials(indices, |index| lookup.verdict(index, Access::Read))
         });
-        measure("oracle", &|indices| {
+        measure("reader", &mut |indices| {
+            denials(indices, |index| reader.verdict(index, Access::Read))
+        });
+        measure("oracle", &mut |indices| {
             denials(indices, |index| filter.decide(index, Access::Read).verdict)
         });
-        measure("btree_map", &|indices| {
+        measure("btree_map", &mut |indices| {
             denials(indices, |index| {
                 tree.get(&index.0).copied().unwrap_or(Verdict::Allow)
             })
         });
-        measure("hash_map", &|indices| {
+        measure("hash_map", &mut |indices| {
             denials(indices, |index| {
                 hash.get(&index.0).copied().unwrap_or(Verdict::Allow)
             })
         });
-        measure("linear_table", &|indices| {
+        measure("linear_table", &mut |indices| {
             denials(indices, |index| in_linear_table(&table, index))
         });
     }
@@ -90,7 +97,7 @@ fn in_linear_table(table: &[(u32, Verdict)], index: MsrIndex) -> Verdict {
         .map_or(Verdict::Allow, |&(_, verdict)| verdict)
 }
 
-fn denials(indices: &[MsrIndex], verdict: impl Fn(MsrIndex) -> Verdict) -> usize {
+fn denials(indices: &[MsrIndex], mut verdict: impl FnMut(MsrIndex) -> Verdict) -> usize {
     indices
         .iter()
         .filter(|&&index| verdict(index) == Verdict::Deny)

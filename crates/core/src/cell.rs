@@ -139,10 +139,17 @@ impl FilterReader {
 
     #[inline]
     fn current(&mut self) -> &Installed {
+        if self.at.node.next.get().is_some() {
+            self.catch_up();
+        }
+        &self.at.installed
+    }
+
+    #[cold]
+    fn catch_up(&mut self) {
         while let Some(next) = self.at.node.next.get() {
             self.at = Position::after(next);
         }
-        &self.at.installed
     }
 }
 
@@ -157,7 +164,6 @@ impl Position {
     }
 
     /// `node`, or where its filter is gone, the first after it whose filter is not.
-    #[cold]
     fn after(node: &Arc<Node>) -> Self {
         let mut node = node;
         loop {
