@@ -39,7 +39,7 @@ pub(crate) fn open(choice: Choice) -> anyhow::Result<Backend> {
         Choice::Soft => {
             return Ok(Backend {
                 kind: Kind::Soft,
-                why: "as asked".to_owned(),
+                why: "the embedded KVM, as asked".to_owned(),
             });
         }
         Choice::Auto | Choice::Kvm => Kvm::open(),
@@ -51,7 +51,7 @@ pub(crate) fn open(choice: Choice) -> anyhow::Result<Backend> {
         }),
         (Err(error), Choice::Auto) => Ok(Backend {
             kind: Kind::Soft,
-            why: error.to_string(),
+            why: format!("the embedded KVM, because {error}"),
         }),
         (Err(error), _) => Err(error.into()),
     }

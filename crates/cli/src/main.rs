@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod console;
 mod policy;
 mod report;
 mod run;

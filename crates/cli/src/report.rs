@@ -142,6 +142,11 @@ pub(crate) fn error(end: &End) -> Option<String> {
             }
             Some(text)
         }
+        End::NoHandler => Some(
+            "the guest called an interrupt, or met an exception, that it has no handler for; \
+             there is no BIOS here"
+                .to_owned(),
+        ),
         End::Stopped {
             cause: StopCause::TimeLimit,
         } => Some("the guest took longer than it may and was stopped".to_owned()),
@@ -199,6 +204,7 @@ impl JsonEnd {
         let (kind, rip) = match end {
             End::Exit { .. } => ("exit", None),
             End::Halted { .. } => ("halt", None),
+            End::NoHandler => ("no-handler", None),
             End::TripleFault { rip, .. } => ("triple-fault", Some(*rip)),
             End::Stopped {
                 cause: StopCause::Interrupt,

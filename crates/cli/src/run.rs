@@ -18,6 +18,7 @@ use signal_hook::iterator::Signals;
 
 use crate::Status;
 use crate::backend::{self, Choice, Kind};
+use crate::console::{Console, Cursor};
 use crate::policy::{compile_file, compile_source};
 use crate::report::{self, Report, Stats};
 use crate::tally::Tally;
@@ -107,11 +108,13 @@ fn boot<V: Vm>(
 where
     <V::Vcpu as msrgate_core::Vcpu>::Kicker: 'static,
 {
-    let console: Box<dyn Write> = if args.json {
+    let stream: Box<dyn Write> = if args.json {
         Box::new(io::stderr())
     } else {
         Box::new(io::stdout())
     };
+    let console = Console::new(stream);
+    let cursor = console.cursor();
     let mut machine = Machine::new(vm, guest, policies, Tally::default(), console)?;
     stop_on_signal(machine.stopper())?;
     if args.guest.is_none() {
@@ -125,6 +128,7 @@ where
         time: start.elapsed(),
     });
     let tally = machine.into_recorder();
+    end_console(args, cursor.get())?;
     finish(
         args,
         &Report {
@@ -136,12 +140,22 @@ where
     )
 }
 
+/// Leaves the guest's last line, and a blank one between it and the table.
+fn end_console(args: &Args, cursor: Cursor) -> io::Result<()> {
+    let text = match (args.json, cursor) {
+        (_, Cursor::Untouched) | (true, Cursor::NewLine) => return Ok(()),
+        (true, Cursor::InLine) => return io::stderr().write_all(b"\n"),
+        (false, Cursor::NewLine) => "\n",
+        (false, Cursor::InLine) => "\n\n",
+    };
+    io::stdout().write_all(text.as_bytes())
+}
+
 fn finish(args: &Args, report: &Report<'_>) -> anyhow::Result<Status> {
     if args.json {
         report::write_json(&mut io::stdout().lock(), report)?;
     } else {
         let mut out = anstream::AutoStream::auto(io::stdout().lock());
-        writeln!(out)?;
         report::write_table(&mut out, report)?;
     }
     if let Some(error) = report::error(&report.end) {

@@ -1,10 +1,11 @@
 //! A guest in memory, and how it starts: [`Guest`], [`LoadError`].
 
-use msrgate_core::{Segment, Vcpu, VmError};
+use msrgate_core::{Vcpu, VmError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
 use crate::long_mode;
-use crate::program::{self, FLAT_BASE, Program};
+use crate::program::{self, Program};
+use crate::real_mode::{self, FLAT_BASE};
 
 /// RAM ends below the window where a PC has its devices.
 const MEMORY_LIMIT_BYTES: u64 = 3 << 30;
@@ -74,9 +75,12 @@ impl Guest {
                 }
                 Ok(())
             }
-            Program::Flat { bytes } => memory
-                .write_slice(bytes, GuestAddress(FLAT_BASE))
-                .map_err(LoadError::Memory),
+            Program::Flat { bytes } => {
+                real_mode::write_vectors(memory).map_err(LoadError::Memory)?;
+                memory
+                    .write_slice(bytes, GuestAddress(FLAT_BASE))
+                    .map_err(LoadError::Memory)
+            }
         }
     }
 
@@ -86,25 +90,27 @@ impl Guest {
     /// The backend refuses it.
     pub fn start(&self, vcpu: &mut impl Vcpu) -> Result<(), VmError> {
         let mut system = vcpu.system_registers()?;
-        let mut registers = long_mode::registers(FLAT_BASE);
+        let registers;
         match &self.program {
             Program::Elf { entry, .. } => {
                 system = long_mode::system_registers(&system);
-                registers.rip = *entry;
+                registers = long_mode::registers(*entry);
             }
             Program::Flat { .. } => {
-                system.cs = Segment {
-                    base: 0,
-                    selector: 0,
-                    ..system.cs
-                };
-                registers.rsp = FLAT_BASE;
-                // The drive that the BIOS booted from.
-                registers.rdx = 0x80;
+                system = real_mode::system_registers(&system);
+                registers = real_mode::registers();
             }
         }
         vcpu.set_system_registers(&system)?;
         vcpu.set_registers(&registers)
+    }
+
+    /// RIP behind the HLT that every interrupt vector leads to, for a guest that starts with vectors.
+    pub(crate) fn vectors_lead_to(&self) -> Option<u64> {
+        match self.program {
+            Program::Elf { .. } => None,
+            Program::Flat { .. } => Some(real_mode::STUB_END),
+        }
     }
 }
 

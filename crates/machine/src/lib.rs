@@ -12,6 +12,7 @@ mod guest;
 mod long_mode;
 mod machine;
 mod program;
+mod real_mode;
 pub mod tour;
 
 pub use board::{EXIT_PORT, POLICY_PORT, SERIAL_PORT};

@@ -33,6 +33,8 @@ pub struct Machine<V: Vm, R, W: Write> {
     policies: Vec<Rules>,
     stop: Arc<AtomicU8>,
     exits: u64,
+    /// RIP of a guest that took a vector which it has not set.
+    vectors_lead_to: Option<u64>,
 }
 
 impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
@@ -66,6 +68,7 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             policies,
             stop: Arc::default(),
             exits: 0,
+            vectors_lead_to: guest.vectors_lead_to(),
         })
     }
 
@@ -155,6 +158,7 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
         let registers = self.vcpu.registers()?;
         let rip = registers.rip;
         Ok(match exit {
+            VmExit::Hlt if self.vectors_lead_to == Some(rip) => End::NoHandler,
             VmExit::Hlt => End::Halted {
                 waits: registers.rflags & INTERRUPT_FLAG != 0,
             },
@@ -194,6 +198,8 @@ pub enum End {
         /// Interrupts were on, but no device here raises one.
         waits: bool,
     },
+    /// A real-mode guest called the BIOS, which is not there, or met an exception without a handler.
+    NoHandler,
     /// A fault while a double fault was being delivered.
     TripleFault {
         /// RIP of the vCPU after it.

@@ -6,8 +6,6 @@ use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::guest::LoadError;
 
-/// Where the BIOS loads a boot sector.
-pub(crate) const FLAT_BASE: u64 = 0x7c00;
 /// Conventional memory ends here, less room for a stack.
 const FLAT_LIMIT_BYTES: usize = 0x7_0000;
 
