@@ -242,12 +242,12 @@ impl Cpu {
         let release = width.bytes() * 2 + extra;
         if self.has_paragraphs() {
             let target = self.paragraph_target(selector, rip)?;
-            self.release_stack(release);
+            self.move_stack_pointer(release);
             return self.arrive(target);
         }
         let target = self.return_target(bus, selector, rip)?;
         if target.cpl == self.cpl {
-            self.release_stack(release);
+            self.move_stack_pointer(release);
             return self.arrive(target);
         }
         let rsp = self.stack_at(bus, width, release)?;
@@ -255,14 +255,14 @@ impl Cpu {
         self.segs[seg::SS] = self.outer_stack(bus, ss, &target)?;
         self.gpr[reg::RSP] = rsp;
         let exit = self.arrive(target);
-        self.release_stack(extra);
+        self.move_stack_pointer(extra);
         self.drop_privileged_segments();
         exit
     }
 
     /// IRET.
     pub(crate) fn interrupt_return<B: Bus>(&mut self, bus: &mut B, width: StackWidth) -> Flow {
-        if self.is_v86() && self.flags.get() & flags::IOPL != flags::IOPL {
+        if self.is_v86() && self.iopl() < 3 {
             return Err(self.raise(Fault::GP));
         }
         let rip = self.stack_slot(bus, width, 0)?;
@@ -285,7 +285,7 @@ impl Cpu {
             self.segs[seg::SS] = self.outer_stack(bus, ss, &target)?;
             self.gpr[reg::RSP] = rsp;
         } else {
-            self.release_stack(width.bytes() * 3);
+            self.move_stack_pointer(width.bytes() * 3);
         }
         self.pending.nmi_masked = false;
         self.flags.set(flags);
@@ -299,12 +299,11 @@ impl Cpu {
     /// RFLAGS after IRET: what the privilege level lets it change.
     fn returned_flags(&self, width: StackWidth, popped: u64) -> u64 {
         let old = self.flags.get();
-        let iopl = (old & flags::IOPL) >> flags::IOPL.trailing_zeros();
         let mut mask = flags::ARITHMETIC | flags::TF | flags::DF | flags::NT;
         if self.cpl == 0 {
             mask |= flags::IOPL;
         }
-        if u64::from(self.cpl) <= iopl {
+        if self.cpl <= self.iopl() {
             mask |= flags::IF;
         }
         if width != StackWidth::Bits16 {

@@ -4,7 +4,6 @@
 use msrgate_core::Segment;
 
 use crate::op::{Exit, Fault, Flow, vector};
-use crate::walk::AccessKind;
 use crate::{Bus, Cpu, reg, seg};
 
 /// Size of the slots of a frame.
@@ -135,25 +134,15 @@ impl Cpu {
         width: StackWidth,
         distance: u64,
     ) -> Result<u64, Exit> {
-        let len_bytes = width.bytes();
-        let offset = self.gpr[reg::RSP].wrapping_add(distance) & self.stack_mask();
-        let linear = self.in_segment(seg::SS, offset, len_bytes as usize, AccessKind::Read)?;
         Ok(match width {
-            StackWidth::Bits16 => u64::from(self.read::<B, u16>(bus, linear, seg::SS)?),
-            StackWidth::Bits32 => u64::from(self.read::<B, u32>(bus, linear, seg::SS)?),
-            StackWidth::Bits64 => self.read(bus, linear, seg::SS)?,
+            StackWidth::Bits16 => u64::from(self.peek::<B, u16>(bus, distance)?),
+            StackWidth::Bits32 => u64::from(self.peek::<B, u32>(bus, distance)?),
+            StackWidth::Bits64 => self.peek(bus, distance)?,
         })
     }
 
-    /// Moves the stack pointer up.
-    pub(crate) fn release_stack(&mut self, len_bytes: u64) {
-        let mask = self.stack_mask();
-        let pointer = &mut self.gpr[reg::RSP];
-        *pointer = *pointer & !mask | pointer.wrapping_add(len_bytes) & mask;
-    }
-
     /// The bits of RSP in use.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn stack_mask(&self) -> u64 {
         if self.is_64() {
             u64::MAX

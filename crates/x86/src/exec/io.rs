@@ -48,7 +48,7 @@ const fn string_bytes(code: Code) -> usize {
 impl Cpu {
     /// #GP(0) unless the program may use the ports.
     fn check_ports<B: Bus>(&mut self, bus: &mut B, port: u16, len_bytes: usize) -> Flow {
-        if self.is_real() || self.has_io_privilege() && !self.is_v86() {
+        if self.is_real() || self.cpl <= self.iopl() && !self.is_v86() {
             return Ok(());
         }
         let limit = u64::from(self.tr.limit);

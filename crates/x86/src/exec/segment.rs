@@ -108,7 +108,7 @@ fn pop_segment<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
     let width = StackWidth::of(T::BYTES as u64);
     let selector = cpu.stack_slot(bus, width, 0)? as u16;
     let rsp = cpu.gpr[reg::RSP];
-    cpu.release_stack(width.bytes());
+    cpu.move_stack_pointer(width.bytes());
     let index = usize::from(op.dst);
     if let Err(exit) = cpu.load_segment(bus, index, selector) {
         cpu.gpr[reg::RSP] = rsp;

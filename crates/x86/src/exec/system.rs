@@ -66,7 +66,7 @@ fn require_feature(cpu: &mut Cpu, leaf: u32, register: CpuidRegister, bit: u8) -
     }
 }
 
-/// EDX:EAX, and privilege by IOPL.
+/// EDX:EAX.
 impl Cpu {
     pub(crate) fn set_edx_eax(&mut self, value: u64) {
         self.gpr[reg::RAX] = value & 0xffff_ffff;
@@ -76,12 +76,6 @@ impl Cpu {
     pub(crate) const fn edx_eax(&self) -> u64 {
         self.gpr[reg::RAX] & 0xffff_ffff | self.gpr[reg::RDX] << 32
     }
-
-    /// CPL is not above IOPL.
-    pub(crate) fn has_io_privilege(&self) -> bool {
-        let iopl = (self.flags.get() & flags::IOPL) >> flags::IOPL.trailing_zeros();
-        u64::from(self.cpl) <= iopl
-    }
 }
 
 fn hlt<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
@@ -90,7 +84,7 @@ fn hlt<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
 }
 
 fn require_io_privilege(cpu: &mut Cpu) -> Flow {
-    if cpu.has_io_privilege() {
+    if cpu.cpl <= cpu.iopl() {
         Ok(())
     } else {
         Err(cpu.raise(Fault::GP))

@@ -7,7 +7,7 @@ use super::sized;
 use crate::int::Int;
 use crate::op::{Exec, Fault, Flow, Op, vector};
 use crate::stack::StackWidth;
-use crate::{Bus, Cpu, flags};
+use crate::{Bus, Cpu};
 
 /// The functions of this family.
 pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B>> {
@@ -96,7 +96,7 @@ fn iret<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, _op: &Op<B>) -> Flow {
 }
 
 fn int<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    if cpu.is_v86() && cpu.flags.get() & flags::IOPL != flags::IOPL {
+    if cpu.is_v86() && cpu.iopl() < 3 {
         return Err(cpu.raise(Fault::GP));
     }
     let next = cpu.next_rip(op);
