@@ -9,6 +9,7 @@ use std::env;
 
 use msrgate_core::{Access, ExitReason, RunError, Verdict, Vm, VmError, VmExit};
 use msrgate_kvm::{Irqchip, Kvm, KvmVm};
+use msrgate_soft::{SoftVm, SystemConfig};
 use msrgate_tests::guest::{Answer, Request};
 use msrgate_tests::machine::Machine;
 use msrgate_tests::random::Random;
@@ -170,10 +171,19 @@ fn kvm_machine(kvm: &Kvm) -> Machine<KvmVm> {
     Machine::new(make).unwrap_or_else(|error: VmError| panic!("kvm: {error}"))
 }
 
+fn soft_machine() -> Machine<SoftVm> {
+    let make = |memory| SoftVm::new(&memory, SystemConfig::default());
+    Machine::new(make).unwrap_or_else(|error: VmError| panic!("soft: {error}"))
+}
+
 #[test]
-fn kvm_and_kvm_give_equal_traces() {
+fn soft_and_kvm_give_equal_traces() {
     if let Some(kvm) = kvm_or_skip() {
-        let make = (|| kvm_machine(&kvm), || kvm_machine(&kvm));
-        differential(["kvm", "another kvm"], make);
+        differential(["soft", "kvm"], (soft_machine, || kvm_machine(&kvm)));
     }
+}
+
+#[test]
+fn soft_is_deterministic_and_keeps_the_rules() {
+    differential(["soft", "another soft"], (soft_machine, soft_machine));
 }
