@@ -7,13 +7,10 @@ mod round;
 
 use std::env;
 
-use msrgate_core::{Access, ExitReason, RunError, Verdict, Vm, VmError, VmExit};
-use msrgate_kvm::{Irqchip, Kvm, KvmVm};
-use msrgate_soft::{SoftVm, SystemConfig};
+use msrgate_core::{Access, ExitReason, RunError, Verdict, Vm, VmExit};
 use msrgate_tests::guest::{Answer, Request};
-use msrgate_tests::machine::Machine;
+use msrgate_tests::machine::{Backend, KvmBackend, Machine, SoftBackend};
 use msrgate_tests::random::Random;
-use msrgate_tests::skip::kvm_or_skip;
 
 use known::Known;
 use round::{ACCESSES, Round, reply, target};
@@ -127,11 +124,8 @@ fn number(name: &str) -> Option<u64> {
     Some(parsed.unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// Runs the rounds on two kinds of machines.
-fn differential<A: Vm, B: Vm>(
-    names: [&str; 2],
-    mut make: (impl FnMut() -> Machine<A>, impl FnMut() -> Machine<B>),
-) {
+/// Runs the rounds on two backends.
+fn differential<A: Backend, B: Backend>(names: [&str; 2]) {
     let seed = number("MSRGATE_DIFF_SEED").unwrap_or(0x6d73_7267);
     let cases = number("MSRGATE_DIFF_CASES").unwrap_or(10_000);
     let rounds = usize::try_from(cases).expect("a count").div_ceil(ACCESSES);
@@ -141,9 +135,11 @@ fn differential<A: Vm, B: Vm>(
     let mut machines = None;
     for n in 0..rounds {
         if n % ROUNDS_PER_VM == 0 {
-            machines = Some((make.0(), make.1()));
+            machines = Machine::<A::Vm>::on::<A>().zip(Machine::<B::Vm>::on::<B>());
         }
-        let (one, other) = machines.as_mut().expect("made in round 0");
+        let Some((one, other)) = &mut machines else {
+            return;
+        };
         let round = Round::random(&mut random, &known);
         let mut traces = (run(one, &round, names[0]), run(other, &round, names[1]));
         check_rules(&round, &traces.0);
@@ -166,24 +162,17 @@ fn run<V: Vm>(machine: &mut Machine<V>, round: &Round, name: &str) -> Trace {
     trace(machine, round).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn kvm_machine(kvm: &Kvm) -> Machine<KvmVm> {
-    let make = |memory| KvmVm::new(kvm, memory, Irqchip::None);
-    Machine::new(make).unwrap_or_else(|error: VmError| panic!("kvm: {error}"))
-}
-
-fn soft_machine() -> Machine<SoftVm> {
-    let make = |memory| SoftVm::new(&memory, SystemConfig::default());
-    Machine::new(make).unwrap_or_else(|error: VmError| panic!("soft: {error}"))
-}
-
 #[test]
 fn soft_and_kvm_give_equal_traces() {
-    if let Some(kvm) = kvm_or_skip() {
-        differential(["soft", "kvm"], (soft_machine, || kvm_machine(&kvm)));
-    }
+    differential::<SoftBackend, KvmBackend>(["soft", "kvm"]);
 }
 
 #[test]
 fn soft_is_deterministic_and_keeps_the_rules() {
-    differential(["soft", "another soft"], (soft_machine, soft_machine));
+    differential::<SoftBackend, SoftBackend>(["soft", "another soft"]);
+}
+
+#[test]
+fn kvm_is_deterministic_and_keeps_the_rules() {
+    differential::<KvmBackend, KvmBackend>(["kvm", "another kvm"]);
 }

@@ -1,9 +1,62 @@
-//! The list guest behind core's traits: [`Machine`].
+//! The list guest behind core's traits: [`Machine`]; and the backends to run it on: [`Backend`].
 
 use msrgate_core::{MsrIndex, RunError, Vcpu, Vm, VmEntry, VmError, VmExit};
+use msrgate_kvm::{Irqchip, KvmVm};
+use msrgate_soft::{SoftVm, SystemConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::guest::{Answer, DONE_PORT, Guest, MEMORY_BYTES, Request};
+use crate::skip::kvm_or_skip;
+
+/// A backend that tests run on.
+pub trait Backend {
+    /// Its VMs.
+    type Vm: Vm<Vcpu: Send> + Sync;
+
+    /// A VM on `memory`; `None` where the backend cannot run here, which has been said.
+    ///
+    /// # Errors
+    /// The backend refuses something.
+    fn vm(memory: &GuestMemoryMmap) -> Option<Result<Self::Vm, VmError>>;
+}
+
+/// The real KVM.
+#[derive(Debug)]
+pub struct KvmBackend;
+
+/// The embedded one.
+#[derive(Debug)]
+pub struct SoftBackend;
+
+impl Backend for KvmBackend {
+    type Vm = KvmVm;
+
+    fn vm(memory: &GuestMemoryMmap) -> Option<Result<KvmVm, VmError>> {
+        let kvm = kvm_or_skip()?;
+        Some(KvmVm::new(&kvm, memory.clone(), Irqchip::None))
+    }
+}
+
+impl Backend for SoftBackend {
+    type Vm = SoftVm;
+
+    fn vm(memory: &GuestMemoryMmap) -> Option<Result<SoftVm, VmError>> {
+        Some(SoftVm::new(memory, SystemConfig::default()))
+    }
+}
+
+/// Makes a test for each backend of each function `fn(&GuestMemoryMmap, Vm)`-like, generic over [`Backend`].
+#[macro_export]
+macro_rules! on_each_backend {
+    ($($test:ident),* $(,)?) => {
+        mod kvm {
+            $(#[test] fn $test() { super::$test::<msrgate_tests::machine::KvmBackend>(); })*
+        }
+        mod soft {
+            $(#[test] fn $test() { super::$test::<msrgate_tests::machine::SoftBackend>(); })*
+        }
+    };
+}
 
 /// RAM for one guest.
 ///
@@ -26,13 +79,18 @@ pub struct Machine<V: Vm> {
 }
 
 impl<V: Vm> Machine<V> {
-    /// A machine whose VM is made, on the memory given to it, by `make`.
+    /// A machine on backend `B`; `None` where it cannot run here.
     ///
-    /// # Errors
+    /// # Panics
     /// The backend refuses something.
-    pub fn new(make: impl FnOnce(GuestMemoryMmap) -> Result<V, VmError>) -> Result<Self, VmError> {
+    #[must_use]
+    pub fn on<B: Backend<Vm = V>>() -> Option<Self> {
         let memory = guest_memory();
-        let vm = make(memory.clone())?;
+        let machine = B::vm(&memory)?.and_then(|vm| Self::new(vm, memory));
+        Some(machine.unwrap_or_else(|error| panic!("the machine cannot be built: {error}")))
+    }
+
+    fn new(vm: V, memory: GuestMemoryMmap) -> Result<Self, VmError> {
         let mut vcpu = vm.create_vcpu(0)?;
         let guest = Guest::new();
         guest.load(&mut |address, bytes| write(&memory, address, bytes));
@@ -69,17 +127,8 @@ impl<V: Vm> Machine<V> {
     ///
     /// # Panics
     /// The guest leaves for anything else than an MSR or the end of the list.
-    pub fn run_list(&mut self, mut service: impl FnMut(VmExit) -> VmEntry) -> Result<(), RunError> {
-        let mut entry = VmEntry::Run;
-        loop {
-            match self.vcpu.run(entry)? {
-                VmExit::IoOut {
-                    port: DONE_PORT, ..
-                } => return Ok(()),
-                exit @ (VmExit::Rdmsr { .. } | VmExit::Wrmsr { .. }) => entry = service(exit),
-                other => panic!("{other:?} at {:x?}", self.vcpu.registers()),
-            }
-        }
+    pub fn run_list(&mut self, service: impl FnMut(VmExit) -> VmEntry) -> Result<(), RunError> {
+        run_list(&mut self.vcpu, service)
     }
 
     /// What came of the access at `position`.
@@ -89,6 +138,29 @@ impl<V: Vm> Machine<V> {
             let read = self.memory.read_slice(bytes, GuestAddress(address));
             read.expect("the list is in guest memory");
         })
+    }
+}
+
+/// Runs the list to its end on a vCPU alone, while its VM is in use elsewhere.
+///
+/// # Errors
+/// As for [`Machine::run_list`].
+///
+/// # Panics
+/// As for [`Machine::run_list`].
+pub fn run_list(
+    vcpu: &mut impl Vcpu,
+    mut service: impl FnMut(VmExit) -> VmEntry,
+) -> Result<(), RunError> {
+    let mut entry = VmEntry::Run;
+    loop {
+        match vcpu.run(entry)? {
+            VmExit::IoOut {
+                port: DONE_PORT, ..
+            } => return Ok(()),
+            exit @ (VmExit::Rdmsr { .. } | VmExit::Wrmsr { .. }) => entry = service(exit),
+            other => panic!("{other:?} at {:x?}", vcpu.registers()),
+        }
     }
 }
 
