@@ -18,7 +18,8 @@ on_each_backend!(
     string_output_leaves_element_by_element,
     string_input_is_answered_element_by_element,
     load_and_store_outside_ram_are_mmio,
-    halt_and_triple_fault_are_exits,
+    halt_is_an_exit_behind_the_instruction,
+    triple_fault_is_an_exit,
     kick_before_a_run_interrupts_it,
     kick_during_a_run_interrupts_it,
     kick_is_never_eaten_by_a_completion,
@@ -50,7 +51,9 @@ impl<V: Vm> Flat<V> {
         let vm = B::vm(&memory)?.unwrap();
         let mut a = CodeAssembler::new(16).unwrap();
         build(&mut a).unwrap();
-        memory.write_slice(&a.assemble(CODE).unwrap(), GuestAddress(CODE)).unwrap();
+        memory
+            .write_slice(&a.assemble(CODE).unwrap(), GuestAddress(CODE))
+            .unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
         let mut sregs = vcpu.system_registers().unwrap();
         (sregs.cs.base, sregs.cs.selector) = (0, 0);
@@ -100,11 +103,28 @@ fn ports_of_each_width_leave_as_exits<B: Backend>() {
         len_bytes,
     };
     assert_eq!(flat.run(), input(1));
-    assert_eq!(flat.vcpu.run(VmEntry::CompleteIoIn(0xffff_ff55)), Ok(input(2)));
-    assert_eq!(flat.vcpu.registers().unwrap().rax, 0x1122_3355, "only AL is written");
-    assert_eq!(flat.vcpu.run(VmEntry::CompleteIoIn(0xffff_6677)), Ok(input(4)));
-    assert_eq!(flat.vcpu.registers().unwrap().rax, 0x1122_6677, "only AX is written");
-    assert_eq!(flat.vcpu.run(VmEntry::CompleteIoIn(0x8899_aabb)), Ok(VmExit::Hlt));
+    assert_eq!(
+        flat.vcpu.run(VmEntry::CompleteIoIn(0xffff_ff55)),
+        Ok(input(2))
+    );
+    assert_eq!(
+        flat.vcpu.registers().unwrap().rax,
+        0x1122_3355,
+        "only AL is written"
+    );
+    assert_eq!(
+        flat.vcpu.run(VmEntry::CompleteIoIn(0xffff_6677)),
+        Ok(input(4))
+    );
+    assert_eq!(
+        flat.vcpu.registers().unwrap().rax,
+        0x1122_6677,
+        "only AX is written"
+    );
+    assert_eq!(
+        flat.vcpu.run(VmEntry::CompleteIoIn(0x8899_aabb)),
+        Ok(VmExit::Hlt)
+    );
     assert_eq!(flat.vcpu.registers().unwrap().rax, 0x8899_aabb);
 }
 
@@ -119,7 +139,9 @@ fn string_output_leaves_element_by_element<B: Backend>() {
     }) else {
         return;
     };
-    flat.memory.write_slice(&[1, 2, 3, 4, 5, 6], GuestAddress(DATA)).unwrap();
+    flat.memory
+        .write_slice(&[1, 2, 3, 4, 5, 6], GuestAddress(DATA))
+        .unwrap();
     assert_eq!(flat.run(), out(2, 0x0201));
     assert_eq!(flat.run(), out(2, 0x0403));
     assert_eq!(flat.run(), out(2, 0x0605));
@@ -150,7 +172,9 @@ fn string_input_is_answered_element_by_element<B: Backend>() {
     }
     assert_eq!(exit, VmExit::Hlt);
     let mut bytes = [0; 4];
-    flat.memory.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
+    flat.memory
+        .read_slice(&mut bytes, GuestAddress(DATA))
+        .unwrap();
     assert_eq!(bytes, [0x11, 0x22, 0x33, 0]);
 }
 
@@ -184,19 +208,28 @@ fn load_and_store_outside_ram_are_mmio<B: Backend>() {
     assert_eq!(flat.vcpu.registers().unwrap().rax, 0x5566_7788);
 }
 
-fn halt_and_triple_fault_are_exits<B: Backend>() {
-    let Some(mut flat) = Flat::on::<B>(|a| {
-        a.hlt()?;
-        a.ud2()
-    }) else {
+fn halt_is_an_exit_behind_the_instruction<B: Backend>() {
+    let Some(mut flat) = Flat::on::<B>(|a| a.hlt()) else {
         return;
     };
     assert_eq!(flat.run(), VmExit::Hlt);
     assert_eq!(flat.vcpu.registers().unwrap().rip, CODE + 1);
-    let mut sregs = flat.vcpu.system_registers().unwrap();
+}
+
+fn triple_fault_is_an_exit<B: Backend>() {
+    let Some(mut machine) = Machine::<B::Vm>::on::<B>() else {
+        return;
+    };
+    machine.set_list(&[Request {
+        routine: Routine::LockRdmsr,
+        rcx: 0,
+        rax: 0,
+        rdx: 0,
+    }]);
+    let mut sregs = machine.vcpu.system_registers().unwrap();
     sregs.idt.limit = 0;
-    flat.vcpu.set_system_registers(&sregs).unwrap();
-    assert_eq!(flat.run(), VmExit::Shutdown);
+    machine.vcpu.set_system_registers(&sregs).unwrap();
+    assert_eq!(machine.vcpu.run(VmEntry::Run), Ok(VmExit::Shutdown));
 }
 
 /// A guest that runs for ever.
@@ -265,7 +298,11 @@ fn entry_that_answers_nothing_is_refused<B: Backend>() {
     };
     assert_eq!(flat.vcpu.run(entry), Err(nothing));
     let exit = flat.run();
-    for entry in [VmEntry::Run, VmEntry::CompleteWrmsr(Ok(())), VmEntry::CompleteIoIn(1)] {
+    for entry in [
+        VmEntry::Run,
+        VmEntry::CompleteWrmsr(Ok(())),
+        VmEntry::CompleteIoIn(1),
+    ] {
         let mismatch = RunError::Mismatch {
             pending: Some(exit),
             entry,
@@ -273,7 +310,11 @@ fn entry_that_answers_nothing_is_refused<B: Backend>() {
         assert_eq!(flat.vcpu.run(entry), Err(mismatch));
         assert_eq!(flat.vcpu.complete(entry), Err(mismatch));
     }
-    assert_eq!(flat.vcpu.run(entry), Ok(VmExit::Hlt), "the exit was still pending");
+    assert_eq!(
+        flat.vcpu.run(entry),
+        Ok(VmExit::Hlt),
+        "the exit was still pending"
+    );
 }
 
 /// A machine whose guest stopped at an RDMSR of an unknown MSR.
@@ -286,7 +327,10 @@ fn stopped_at_rdmsr<B: Backend>() -> Option<Machine<B::Vm>> {
         rax: 7,
         rdx: 8,
     }]);
-    assert!(matches!(machine.vcpu.run(VmEntry::Run), Ok(VmExit::Rdmsr { .. })));
+    assert!(matches!(
+        machine.vcpu.run(VmEntry::Run),
+        Ok(VmExit::Rdmsr { .. })
+    ));
     Some(machine)
 }
 
@@ -296,11 +340,18 @@ fn completion_without_running_retires_the_instruction<B: Backend>() {
     };
     let before = machine.vcpu.registers().unwrap();
     assert_eq!((before.rax, before.rdx), (7, 8));
-    machine.vcpu.complete(VmEntry::CompleteRdmsr(Ok(0x1_0000_0002))).unwrap();
+    machine
+        .vcpu
+        .complete(VmEntry::CompleteRdmsr(Ok(0x1_0000_0002)))
+        .unwrap();
     let after = machine.vcpu.registers().unwrap();
     assert_eq!((after.rip, after.rax, after.rdx), (before.rip + 2, 2, 1));
     machine.vcpu.complete(VmEntry::Run).unwrap();
-    assert_eq!(machine.vcpu.registers(), Ok(after), "a second completion does nothing");
+    assert_eq!(
+        machine.vcpu.registers(),
+        Ok(after),
+        "a second completion does nothing"
+    );
     machine.run_list(|exit| panic!("{exit:?}")).unwrap();
     let answer = machine.answer(0).unwrap();
     assert_eq!((answer.rax, answer.rdx, answer.exception), (2, 1, None));
@@ -311,8 +362,15 @@ fn completion_with_gp_queues_it_and_set_registers_drops_it<B: Backend>() {
         return;
     };
     let before = machine.vcpu.registers().unwrap();
-    machine.vcpu.complete(VmEntry::CompleteRdmsr(Err(Gp))).unwrap();
-    assert_eq!(machine.vcpu.registers(), Ok(before), "the exception is only queued");
+    machine
+        .vcpu
+        .complete(VmEntry::CompleteRdmsr(Err(Gp)))
+        .unwrap();
+    assert_eq!(
+        machine.vcpu.registers(),
+        Ok(before),
+        "the exception is only queued"
+    );
     machine.vcpu.set_registers(&before).unwrap();
     let mut exits = 0;
     machine
@@ -321,8 +379,14 @@ fn completion_with_gp_queues_it_and_set_registers_drops_it<B: Backend>() {
             VmEntry::CompleteRdmsr(Err(Gp))
         })
         .unwrap();
-    assert_eq!(exits, 1, "KVM_SET_REGS drops a queued exception, so the access happens again");
-    assert_eq!(machine.answer(0).unwrap().exception.map(|e| e.vector), Some(13));
+    assert_eq!(
+        exits, 1,
+        "KVM_SET_REGS drops a queued exception, so the access happens again"
+    );
+    assert_eq!(
+        machine.answer(0).unwrap().exception.map(|e| e.vector),
+        Some(13)
+    );
 }
 
 fn registers_saved_before_completion_execute_the_access_again<B: Backend>() {
@@ -346,7 +410,10 @@ fn registers_set_while_an_exit_is_pending_do_not_cancel_it<B: Backend>() {
     let mut registers = machine.vcpu.registers().unwrap();
     (registers.rax, registers.rdx, registers.r15) = (0x11, 0x22, 0x33);
     machine.vcpu.set_registers(&registers).unwrap();
-    machine.vcpu.complete(VmEntry::CompleteRdmsr(Ok(0x5_0000_0006))).unwrap();
+    machine
+        .vcpu
+        .complete(VmEntry::CompleteRdmsr(Ok(0x5_0000_0006)))
+        .unwrap();
     let after = machine.vcpu.registers().unwrap();
     assert_eq!((after.rax, after.rdx, after.r15), (6, 5, 0x33));
     assert_eq!(after.rip, registers.rip + 2);

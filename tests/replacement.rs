@@ -23,9 +23,8 @@ const LIST: usize = 1000;
 
 /// The same meaning for `BOTH_DENY` and `BOTH_ALLOW`, said in different shapes.
 fn filters() -> [MsrFilter; 2] {
-    let range = |index, nmsrs, verdict| {
-        FilterRange::uniform(RangeFlags::READ_WRITE, index, nmsrs, verdict)
-    };
+    let range =
+        |index, nmsrs, verdict| FilterRange::uniform(RangeFlags::READ_WRITE, index, nmsrs, verdict);
     let allowing = vec![
         range(BOTH_DENY, 1, Verdict::Deny),
         range(ONE_DENIES[0], 1, Verdict::Deny),
@@ -83,7 +82,11 @@ fn replacement_is_atomic_for_every_access<B: Backend>() {
         }
     });
     let each = LIST / cycle.len() * lists;
-    assert_eq!(seen.get(&BOTH_DENY), Some(&each), "one exit for each access, none leaked");
+    assert_eq!(
+        seen.get(&BOTH_DENY),
+        Some(&each),
+        "one exit for each access, none leaked"
+    );
     assert_eq!(seen.get(&BOTH_ALLOW), None, "allowed by both");
     let by_one: usize = ONE_DENIES.iter().filter_map(|index| seen.get(index)).sum();
     println!("{REPLACEMENTS} replacements, {lists} lists, {by_one} exits by one of the filters");

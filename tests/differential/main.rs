@@ -18,6 +18,9 @@ use round::{ACCESSES, Round, reply, target};
 /// Rounds on one VM: what earlier rounds wrote is state for later ones.
 const ROUNDS_PER_VM: usize = 16;
 
+/// Differences that a failure prints.
+const SHOWN: usize = 8;
+
 /// What an engine did in a round.
 #[derive(Debug, PartialEq, Eq)]
 struct Trace {
