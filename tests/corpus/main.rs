@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use msrgate_core::{Lookup, MsrFilter};
 use msrgate_tests::case::{Case, File};
-use msrgate_tests::door::KernelDoor;
+use msrgate_tests::door::{KernelDoor, SoftDoor};
 use msrgate_tests::skip::kvm_or_skip;
 
 /// Why a case did not pass on an engine.
@@ -124,6 +124,12 @@ fn lookup_agrees() {
         (verdict, None)
     };
     Tally::of(&cases(), |case| model::run(case, decide)).finish("lookup");
+}
+
+#[test]
+fn soft_agrees() {
+    let door = SoftDoor::new();
+    Tally::of(&cases(), |case| engine::run(case, &door)).finish("soft");
 }
 
 #[test]

@@ -83,11 +83,13 @@ fn compare(round: &Round, [one, other]: [(&str, &Trace); 2], seed: u64) {
     }
     let mut text = format!("seed {seed:#x}, mask {:?}\n", round.reasons);
     let answers = one.1.answers.iter().zip(&other.1.answers);
+    let parted = |(_, (a, b)): &(_, (_, _))| a != b;
     for (request, answers) in round
         .requests
         .iter()
         .zip(answers)
-        .filter(|(_, (a, b))| a != b)
+        .filter(parted)
+        .take(SHOWN)
     {
         text += &describe(request, round);
         text += &format!(

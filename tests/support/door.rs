@@ -51,3 +51,4 @@ pub trait Door {
 }
 
 pub use crate::kernel_door::{KernelDoor, Mapping};
+pub use crate::soft_door::SoftDoor;

@@ -81,30 +81,36 @@ impl Door for KernelDoor {
         request: u32,
         argument: u64,
     ) -> Option<Result<i32, Errno>> {
-        // SAFETY: the child only makes system calls that are safe after fork, and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let errno = self
-                .ioctl(on, request, argument)
-                .err()
-                .map_or(0, |errno| errno.0);
-            // SAFETY: ends the child without running what belongs to the parent.
-            unsafe { libc::_exit(errno) };
-        }
-        let mut status = 0;
-        // SAFETY: `status` is ours to write.
-        let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert_eq!(waited, child, "the child ends");
-        match libc::WEXITSTATUS(status) {
-            0 => Some(Ok(0)),
-            errno => Some(Err(Errno(errno))),
-        }
+        Some(in_child(|| self.ioctl(on, request, argument)))
     }
 
     fn map_run_page(&self, vcpu: &OwnedFd) -> Result<Mapping, Errno> {
         let bytes = self.ioctl(&self.system, KVM_GET_VCPU_MMAP_SIZE, 0)?;
         let bytes = usize::try_from(bytes).expect("a size is positive");
         Mapping::shared(vcpu, bytes)
+    }
+}
+
+/// Does `call` in a forked child; a success is 0 there.
+///
+/// # Panics
+/// The child cannot be made.
+pub fn in_child(call: impl FnOnce() -> Result<i32, Errno>) -> Result<i32, Errno> {
+    // SAFETY: the child makes one call and ends. A lock that another thread held stays locked in it, which
+    // would hang it; the calls tested here are refused before they take any.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let errno = call().err().map_or(0, |errno| errno.0);
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(errno) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` is ours to write.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child, "the child ends");
+    match libc::WEXITSTATUS(status) {
+        0 => Ok(0),
+        errno => Err(Errno(errno)),
     }
 }
 

@@ -17,3 +17,4 @@ pub mod machine;
 pub mod random;
 pub mod raw;
 pub mod skip;
+pub mod soft_door;
