@@ -14,6 +14,7 @@ mod exchange;
 mod flag;
 mod io;
 mod mov;
+mod msr;
 mod muldiv;
 mod places;
 mod register;
@@ -86,6 +87,7 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
         system::lower,
         syscall::lower,
         io::lower,
+        msr::lower,
     ];
     if insn.is_invalid() {
         return if op.len >= 15 { too_long } else { undefined };
