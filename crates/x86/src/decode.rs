@@ -40,6 +40,9 @@ pub(crate) fn block<B: Bus>(cpu: &Cpu, bytes: &[u8], limit: usize, ops: &mut Vec
         }
         let len = decoder.position() - start;
         let mut op = Op::new(&insn, bits, start, len);
+        if let Some(escape) = escape(&bytes[start..start + len], bits) {
+            op.imm = escape;
+        }
         op.exec = exec::lower(&insn, &mut op);
         ops.push(op);
         if !matches!(
@@ -85,6 +88,20 @@ impl<B: Bus> Op<B> {
             op.addressing = Addressing::new(segment, size_bytes);
         }
         op
+    }
+}
+
+/// Opcode and ModRM of an x87 instruction: it runs on the host as it is.
+fn escape(bytes: &[u8], bits: u32) -> Option<u64> {
+    let is_prefix = |byte: &u8| match byte {
+        0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf2 | 0xf3 => true,
+        0x40..=0x4f => bits == 64,
+        _ => false,
+    };
+    let at = bytes.iter().position(|byte| !is_prefix(byte))?;
+    match bytes[at..] {
+        [opcode @ 0xd8..=0xdf, modrm, ..] => Some(u64::from(opcode) << 8 | u64::from(modrm)),
+        _ => None,
     }
 }
 

@@ -34,6 +34,7 @@ mod state;
 mod stop;
 mod tlb;
 mod walk;
+mod x87;
 
 pub use bus::{Bus, PAGE_BYTES, RamPage};
 pub use cpu::Cpu;

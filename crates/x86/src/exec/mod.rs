@@ -8,10 +8,13 @@
 mod arith;
 mod bcd;
 mod bit;
+mod block;
 mod cond;
 mod control;
 mod exchange;
 mod flag;
+mod fpu;
+mod fxsave;
 mod io;
 mod mov;
 mod msr;
@@ -80,6 +83,8 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
         flag::lower,
         bcd::lower,
         sse::lower,
+        fpu::lower,
+        fxsave::lower,
         segment::lower,
         transfer::lower,
         register::lower,
