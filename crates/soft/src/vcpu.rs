@@ -164,7 +164,7 @@ impl Engine {
     pub(crate) fn translate(&mut self, linear: u64) -> Option<u64> {
         let _turn = self.vm.turn.take();
         self.bus.slots = self.vm.memory.slots();
-        self.cpu.physical_address(&mut self.bus, linear)
+        self.cpu.translate_linear(&mut self.bus, linear)
     }
 
     /// Host-initiated read of an MSR.
