@@ -1,7 +1,7 @@
 //! Parts of the state that a host reads and writes by themselves: registers that are MSRs, and [`Events`].
 
 use crate::cpu::Shadow;
-use crate::{Bus, Cpu, seg, walk};
+use crate::{Cpu, seg};
 
 /// What is on its way to the guest besides a queued exception (`struct kvm_vcpu_events`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,12 +63,6 @@ impl Cpu {
     /// Sets CR8.
     pub fn set_cr8(&mut self, priority: u64) {
         self.cr8 = priority & 15;
-    }
-
-    /// The physical address of a linear one, by the page tables as they are, without a trace in them.
-    pub fn physical_address<B: Bus>(&self, bus: &mut B, linear: u64) -> Option<u64> {
-        let found = walk::probe(bus, &self.paging, linear)?;
-        Some(found.pfn << 12 | linear & 0xfff)
     }
 
     /// CR0.PG.

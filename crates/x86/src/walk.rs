@@ -252,7 +252,7 @@ pub(crate) fn walk<B: Bus>(
 }
 
 /// Where `linear` lies, whatever the rights.
-pub(crate) fn probe<B: Bus>(bus: &mut B, paging: &Paging, linear: u64) -> Option<Translation> {
+fn probe<B: Bus>(bus: &mut B, paging: &Paging, linear: u64) -> Option<Translation> {
     find(bus, paging, linear, &mut Path::default()).ok()
 }
 
