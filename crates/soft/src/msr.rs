@@ -118,14 +118,15 @@ impl MsrFile {
 
     /// `KVM_X86_SETUP_MCE`: how many banks there are; whether that is possible.
     pub(crate) fn setup_mce(&mut self, capability: u64) -> bool {
-        if !(1..=rule::MCE_BANKS).contains(&capability) {
-            return false;
-        }
+        let banks = match u8::try_from(capability) {
+            Ok(banks @ 1..=rule::MCE_BANKS) => usize::from(banks),
+            _ => return false,
+        };
         if let Some((_, start)) = self.find(rule::MCG_CAP) {
             self.keep(start, capability);
         }
         if let Some((_, start)) = self.find(rule::MC0_CTL) {
-            for bank in 0..rule::MCE_BANKS.min(capability) as usize {
+            for bank in 0..banks {
                 self.keep(start + 4 * bank, u64::MAX);
             }
         }

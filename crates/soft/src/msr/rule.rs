@@ -10,7 +10,7 @@ use super::table::Row;
 use crate::processor::{self, CpuMsr};
 
 /// Machine-check banks (`KVM_MAX_MCE_BANKS`).
-pub(crate) const MCE_BANKS: u64 = 32;
+pub(crate) const MCE_BANKS: u8 = 32;
 
 /// For which guests a row holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,6 @@ pub(crate) enum Initiator {
 /// Guest features that MSRs depend on. The discriminant is a bit of
 /// [`GuestCpuid`](super::guest_cpuid::GuestCpuid).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named like their CPUID bits")]
 pub(crate) enum Feature {
     ArchCapabilities,
     FlushL1d,
