@@ -87,7 +87,7 @@ impl Row {
             reason: key.reason,
             outcome: match (key.outcome, count.answered) {
                 (Outcome::Fault, _) => "#GP".to_owned(),
-                (Outcome::Value, Some(value)) => format!("value {value:#x}"),
+                (Outcome::Value, Some(value)) => format!("= {value:#x}"),
                 (outcome, _) => outcome.to_string(),
             },
             style: match key.outcome {

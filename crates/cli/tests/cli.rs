@@ -92,13 +92,13 @@ fn tour_ends_with_a_table_of_80_columns() {
 const TABLE: &str = "\
 MSR                   INDEX       READS  WRITES  REASON   OUTCOME
 IA32_FEATURE_CONTROL  0x3a            1       0  filter   #GP
+IA32_BIOS_SIGN_ID     0x8b            1       0  filter   = 0x100006500000000
 IA32_BIOS_SIGN_ID     0x8b            0       1  filter   ignored
-IA32_BIOS_SIGN_ID     0x8b            1       0  filter   value 0x100006500000000
--                     0x474f4f00      1       0  unknown  #GP
 -                     0x474f4f00      1       1  unknown  ignored
+-                     0x474f4f00      1       0  unknown  #GP
 IA32_EFER             0xc0000080      0       1  invalid  #GP
+IA32_KERNEL_GS_BASE   0xc0000102      1       0  filter   = 0x6d737267617465
 IA32_KERNEL_GS_BASE   0xc0000102      0       1  filter   ignored
-IA32_KERNEL_GS_BASE   0xc0000102      1       0  filter   value 0x6d737267617465
 
 9 MSR accesses left the guest. The guest ended by itself.
 ";
@@ -138,7 +138,7 @@ fn policy_of_the_tour_can_be_printed_and_used() {
     let policy = policy.to_str().expect("UTF-8");
     let output = msrgate(&["run", "--backend", "soft", "--policy", policy]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("value 0x100006500000000"));
+    assert!(stdout(&output).contains("= 0x100006500000000"));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn triple_fault_is_one_line_with_rip() {
 
 #[test]
 fn guest_that_never_ends_is_stopped_by_a_signal_and_still_reported() {
-    // rdmsr of an unknown MSR would need a handler; a jump to itself never leaves by itself.
+    // A jump to itself never leaves the guest by itself.
     let guest = file("loop.elf", &Elf::new(&[0xeb, 0xfe]).bytes());
     for backend in backends() {
         for signal in ["INT", "TERM"] {

@@ -39,14 +39,14 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The guest got #GP(0).
-    Fault,
-    /// A read of 0, or a write that was dropped.
-    Ignored,
     /// The read was answered with the policy's value.
     Value,
     /// KVM did it on the host path.
     Forwarded,
+    /// A read of 0, or a write that was dropped.
+    Ignored,
+    /// The guest got #GP(0).
+    Fault,
 }
 
 impl Outcome {
