@@ -4,6 +4,7 @@
 
 mod known;
 mod round;
+mod survey;
 
 use std::env;
 

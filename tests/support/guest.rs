@@ -329,10 +329,16 @@ impl Guest {
             l: true,
             ..data
         };
-        sregs.ds = data;
-        sregs.es = data;
-        sregs.fs = data;
-        sregs.gs = data;
+        // Those of ring 3, because IRET to there would empty the others.
+        let user_data = Segment {
+            selector: USER_DATA_SELECTOR,
+            dpl: 3,
+            ..data
+        };
+        sregs.ds = user_data;
+        sregs.es = user_data;
+        sregs.fs = user_data;
+        sregs.gs = user_data;
         sregs.ss = data;
         sregs.tr = Segment {
             base: TSS,
