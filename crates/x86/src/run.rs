@@ -224,14 +224,16 @@ impl Cpu {
             return Err(stop);
         }
         self.attention = false;
-        if *left > 0 && self.deliver_pending(bus)? {
+        // What a device has answered must not be lost to an interrupt, nor answer its handler.
+        let restarts = self.io_in.is_some() || self.mmio.has_answers();
+        if *left > 0 && !restarts && self.deliver_pending(bus)? {
             *left -= 1;
         }
         if self.shut_down {
             return Err(Stop::TripleFault);
         }
-        let alone = self.shadow != Shadow::None
-            || self.mmio.has_answers()
+        let alone = restarts
+            || self.shadow != Shadow::None
             || self.flags.has(flags::TF)
             || self.flags.has(flags::RF)
             || self.config.single_step

@@ -21,7 +21,10 @@ const IF: u64 = 1 << 9;
 fn machine(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
     let mut a = CodeAssembler::new(64).unwrap();
     build(&mut a).unwrap();
-    let config = Config { cpuid: fixed_cpuid(), ..Config::default() };
+    let config = Config {
+        cpuid: fixed_cpuid(),
+        ..Config::default()
+    };
     let mut m = Machine::long_with(&a.assemble(CODE).unwrap(), config);
     tables::install(&mut m);
     m
@@ -56,7 +59,11 @@ fn cr0_takes_only_what_the_manual_allows() {
     let rows = [
         ("as it was", PG | PE | 0x10, Ok(PG | PE | 0x10)),
         ("WP and CD", PG | PE | WP | CD, Ok(PG | PE | WP | CD | 0x10)),
-        ("undefined bits are dropped", PG | PE | 1 << 17 | 1 << 28, Ok(PG | PE | 0x10)),
+        (
+            "undefined bits are dropped",
+            PG | PE | 1 << 17 | 1 << 28,
+            Ok(PG | PE | 0x10),
+        ),
         ("upper half", PG | PE | 1 << 32, Err(GP)),
         ("paging without protection", PG, Err(GP)),
         ("NW without CD", PG | PE | NW, Err(GP)),
@@ -67,7 +74,11 @@ fn cr0_takes_only_what_the_manual_allows() {
         m.set(|r| r.rax = value);
         let before = m.cpu.system_registers().cr0;
         assert_eq!(step(&mut m).err(), expected.err(), "{what}");
-        assert_eq!(m.cpu.system_registers().cr0, expected.unwrap_or(before), "{what}");
+        assert_eq!(
+            m.cpu.system_registers().cr0,
+            expected.unwrap_or(before),
+            "{what}"
+        );
     }
 }
 
@@ -161,8 +172,12 @@ fn privileged_instructions_fault_for_the_user() {
 #[test]
 fn umip_hides_the_tables_from_the_user() {
     for (umip, expected) in [(0, Ok(())), (1 << 11, Err(GP))] {
-        for code in [[0x0f_u8, 0x01, 0x07], [0x0f, 0x01, 0x0f], [0x0f, 0x01, 0xe0], [0x0f, 0, 0xc0]]
-        {
+        for code in [
+            [0x0f_u8, 0x01, 0x07],
+            [0x0f, 0x01, 0x0f],
+            [0x0f, 0x01, 0xe0],
+            [0x0f, 0, 0xc0],
+        ] {
             let mut m = user(|a| a.db(&code));
             let mut system = m.cpu.system_registers();
             system.cr4 |= umip;
@@ -219,14 +234,48 @@ fn syscall_and_sysret_build_their_segments_from_star() {
         g: true,
         ..Segment::default()
     };
-    assert_eq!(system.cs, Segment { selector: 8, type_: 0xb, l: true, ..flat });
-    assert_eq!(system.ss, Segment { selector: 0x10, type_: 3, db: true, ..flat });
+    assert_eq!(
+        system.cs,
+        Segment {
+            selector: 8,
+            type_: 0xb,
+            l: true,
+            ..flat
+        }
+    );
+    assert_eq!(
+        system.ss,
+        Segment {
+            selector: 0x10,
+            type_: 3,
+            db: true,
+            ..flat
+        }
+    );
 
     m.run(1);
     let (r, system) = (m.cpu.registers(), m.cpu.system_registers());
     assert_eq!((r.rip, r.rflags), (CODE + 2, rflags));
-    assert_eq!(system.cs, Segment { selector: 0x2b, type_: 0xb, l: true, dpl: 3, ..flat });
-    assert_eq!(system.ss, Segment { selector: 0x23, type_: 3, db: true, dpl: 3, ..flat });
+    assert_eq!(
+        system.cs,
+        Segment {
+            selector: 0x2b,
+            type_: 0xb,
+            l: true,
+            dpl: 3,
+            ..flat
+        }
+    );
+    assert_eq!(
+        system.ss,
+        Segment {
+            selector: 0x23,
+            type_: 3,
+            db: true,
+            dpl: 3,
+            ..flat
+        }
+    );
 }
 
 #[test]
@@ -270,7 +319,10 @@ fn sysenter_and_sysexit_use_their_msrs() {
     m.run(1);
     let (r, system) = (m.cpu.registers(), m.cpu.system_registers());
     assert_eq!((r.rip, r.rsp, r.rflags), (0x31_0000, 0x18_0000, 2));
-    assert_eq!((system.cs.selector, system.ss.selector, system.ss.dpl), (8, 0x10, 0));
+    assert_eq!(
+        (system.cs.selector, system.ss.selector, system.ss.dpl),
+        (8, 0x10, 0)
+    );
     m.run(1);
     let (r, system) = (m.cpu.registers(), m.cpu.system_registers());
     assert_eq!((r.rip, r.rsp), (CODE + 2, STACK));
@@ -315,7 +367,11 @@ fn debug_registers_have_aliases_and_a_guard() {
     });
     m.set(|r| r.rax = 0);
     m.run(2);
-    assert_eq!(m.cpu.registers().rbx, 0xffff_0ff0, "DR4 is DR6 without CR4.DE");
+    assert_eq!(
+        m.cpu.registers().rbx,
+        0xffff_0ff0,
+        "DR4 is DR6 without CR4.DE"
+    );
     let mut m = machine(|a| a.mov(dr4, rax));
     let mut system = m.cpu.system_registers();
     system.cr4 |= 1 << 3;
@@ -359,7 +415,14 @@ fn ports_of_the_user_are_those_of_the_bitmap() {
 fn port_access_beyond_the_bitmap_faults_and_iopl_3_needs_none() {
     let mut m = user(|a| a.db(&[0xec]));
     m.set(|r| r.rdx = 0xfff0);
-    assert_eq!(m.run(1), Stop::IoIn { port: 0xfff0, len_bytes: 1 }, "the last byte but one");
+    assert_eq!(
+        m.run(1),
+        Stop::IoIn {
+            port: 0xfff0,
+            len_bytes: 1
+        },
+        "the last byte but one"
+    );
     let mut system = m.cpu.system_registers();
     system.tr.limit -= 1;
     m.cpu.set_system_registers(&system);
@@ -368,7 +431,13 @@ fn port_access_beyond_the_bitmap_faults_and_iopl_3_needs_none() {
     let mut m = user(|a| a.db(&[0xe5, 0x60]));
     m.ram.write(TSS + 0x68, &[0xff; 0x2000]);
     m.set(|r| r.rflags |= 3 << 12);
-    assert_eq!(m.run(1), Stop::IoIn { port: 0x60, len_bytes: 4 });
+    assert_eq!(
+        m.run(1),
+        Stop::IoIn {
+            port: 0x60,
+            len_bytes: 4
+        }
+    );
 }
 
 #[test]
@@ -397,7 +466,10 @@ fn answered_input_retires_before_an_interrupt() {
     m.cpu.complete_io_in(0x42);
     assert!(m.cpu.interrupt(0x40));
     m.ram.write(tables::handler(0x40), &[0xec, 0xf4]);
-    assert!(matches!(m.run(10), Stop::IoIn { .. }), "the handler's own IN asks again");
+    assert!(
+        matches!(m.run(10), Stop::IoIn { .. }),
+        "the handler's own IN asks again"
+    );
     assert_eq!(frame::<1>(&m), [CODE + 1]);
     assert_eq!(m.cpu.registers().rax, 0x42);
 }
@@ -406,7 +478,14 @@ fn answered_input_retires_before_an_interrupt() {
 fn output_has_retired_when_it_stops() {
     let mut m = machine(|a| a.db(&[0xe7, 0x80]));
     m.set(|r| r.rax = 0x1_2345_6789);
-    assert_eq!(m.run(1), Stop::IoOut { port: 0x80, len_bytes: 4, value: 0x2345_6789 });
+    assert_eq!(
+        m.run(1),
+        Stop::IoOut {
+            port: 0x80,
+            len_bytes: 4,
+            value: 0x2345_6789
+        }
+    );
     assert_eq!((m.cpu.registers().rip, m.cpu.retired()), (CODE + 2, 1));
 }
 
@@ -416,7 +495,14 @@ fn repeated_output_stops_at_each_element() {
     m.ram.write(0x30_0000, &[1, 0, 2, 0, 3, 0]);
     m.set(|r| (r.rsi, r.rcx, r.rdx) = (0x30_0000, 3, 0x80));
     for (value, rip) in [(1, CODE), (2, CODE), (3, CODE + 3)] {
-        assert_eq!(m.run(1), Stop::IoOut { port: 0x80, len_bytes: 2, value });
+        assert_eq!(
+            m.run(1),
+            Stop::IoOut {
+                port: 0x80,
+                len_bytes: 2,
+                value
+            }
+        );
         assert_eq!(m.cpu.registers().rip, rip);
     }
     let r = m.cpu.registers();
@@ -428,10 +514,23 @@ fn repeated_output_of_mmio_loads_each_element() {
     let mut m = machine(|a| a.rep().outsb());
     m.set(|r| (r.rsi, r.rcx, r.rdx) = (MMIO, 2, 0x80));
     for i in 0..2 {
-        assert_eq!(m.run(1), Stop::MmioRead { gpa: MMIO + i, len_bytes: 1 });
+        assert_eq!(
+            m.run(1),
+            Stop::MmioRead {
+                gpa: MMIO + i,
+                len_bytes: 1
+            }
+        );
         m.cpu.complete_mmio_read(i + 7);
         let value = i as u32 + 7;
-        assert_eq!(m.run(1), Stop::IoOut { port: 0x80, len_bytes: 1, value });
+        assert_eq!(
+            m.run(1),
+            Stop::IoOut {
+                port: 0x80,
+                len_bytes: 1,
+                value
+            }
+        );
     }
     assert_eq!(m.cpu.registers().rip, CODE + 2);
 }
@@ -443,7 +542,13 @@ fn repeated_input_stores_backwards_with_df() {
     m.set(|r| r.rflags |= 1 << 10);
     for value in [7, 8] {
         // An element that is done counts as an instruction.
-        assert_eq!(m.run(2), Stop::IoIn { port: 0x80, len_bytes: 4 });
+        assert_eq!(
+            m.run(2),
+            Stop::IoIn {
+                port: 0x80,
+                len_bytes: 4
+            }
+        );
         m.cpu.complete_io_in(value);
     }
     assert_eq!(m.run(1), Stop::Budget);
@@ -524,8 +629,17 @@ fn cpuid_answers_from_the_table() {
     assert_eq!(r.rdx, u64::from(supported_mask(1, CpuidRegister::Edx)));
 
     let mut m = machine(|a| a.cpuid());
-    let row = CpuidLeaf { edx: 1 << 9, ..CpuidLeaf { function: 1, ..CpuidLeaf::default() } };
-    m.cpu.set_config(Config { cpuid: vec![row], ..Config::default() });
+    let row = CpuidLeaf {
+        edx: 1 << 9,
+        ..CpuidLeaf {
+            function: 1,
+            ..CpuidLeaf::default()
+        }
+    };
+    m.cpu.set_config(Config {
+        cpuid: vec![row],
+        ..Config::default()
+    });
     m.cpu.msrs.apic_base = 0xfee0_0000;
     m.set(|r| r.rax = 1);
     m.run(1);
