@@ -27,7 +27,8 @@ pub(crate) const DR6_SINGLE_STEP: u64 = 1 << 14;
 pub(crate) struct Engine {
     vm: Arc<VmState>,
     id: u32,
-    pub(crate) cpu: Cpu,
+    /// On the heap: its translation caches are large.
+    pub(crate) cpu: Box<Cpu>,
     pub(crate) msrs: MsrFile,
     filter: FilterReader,
     bus: GuestBus,
@@ -48,10 +49,10 @@ impl Engine {
     /// The vCPU `id`, whose number is reserved, as after reset.
     pub(crate) fn new(vm: Arc<VmState>, id: u32) -> Self {
         let tsc = Tsc::new(vm.epoch, vm.tsc_khz());
-        let mut cpu = Cpu::new(Config {
+        let mut cpu = Box::new(Cpu::new(Config {
             forced_emulation_prefix: vm.config.forced_emulation_prefix,
             ..Config::default()
-        });
+        }));
         if id != 0 {
             const BOOTSTRAP: u64 = 1 << 8;
             cpu.msrs.apic_base &= !BOOTSTRAP;
