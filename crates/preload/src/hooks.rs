@@ -1,0 +1,247 @@
+//! The functions that take libc's place, as a table: signature, and what of it is ours.
+//!
+//! `first` may answer in libc's stead; `with` gives libc another argument; `last` sees what libc answered.
+//! [`guarded`] stands around each of them: it keeps errno, stops our own calls from coming back to us, and
+//! turns a panic into a failed call. Libc's function is called outside of it, so that a thread can be
+//! cancelled there as ever.
+//!
+//! C's variadic functions are declared here with the arguments that the kernel would look at: on x86-64 they
+//! arrive in the same registers.
+
+// UNSAFETY: exported C functions, whose pointer arguments the program answers for.
+#![expect(
+    unsafe_code,
+    reason = "symbols that take libc's place, and calls of the functions they replace"
+)]
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
+use std::{env, mem, ptr};
+
+use libc::{FILE, mode_t};
+use msrgate_core::Errno;
+
+use crate::device::Device;
+use crate::door::{self, Answer};
+use crate::real::{self, Next};
+use crate::table;
+
+/// Whether this process asked for the embedded KVM; `msrgate wrap` sets the variable.
+static ENABLED: LazyLock<bool> = LazyLock::new(|| {
+    let enabled = env::var_os("MSRGATE_KVM").is_some_and(|value| value == "soft");
+    if enabled {
+        real::at_fork(before_fork, after_fork);
+    }
+    enabled
+});
+
+thread_local! {
+    /// Whether this thread is in our code already.
+    static BUSY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The type of libc's function: variadic if there are arguments behind the `;`.
+macro_rules! function {
+    (($($type:ty),*) () $result:ty) => { unsafe extern "C-unwind" fn($($type),*) -> $result };
+    (($($type:ty),*) ($($rest:ty),+) $result:ty) => {
+        unsafe extern "C-unwind" fn($($type),*, ...) -> $result
+    };
+}
+
+macro_rules! hooks {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(; $($rest:ident: $rest_type:ty),+)?) -> $result:ty
+        $(, first $first:expr)? $(, with $changed:ident = $with:expr)? $(, last |$answer:pat_param| $last:expr)?;)*
+    ) => {$(
+        // SAFETY: the name is libc's, and so are the types.
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name($($arg: $type,)* $($($rest: $rest_type),+)?) -> $result {
+            static NEXT: Next = Next::named(concat!(stringify!($name), "\0"));
+            $(if let Some(answer) = guarded(|| $first) {
+                return answer;
+            })?
+            let address = NEXT.address();
+            if address.is_null() {
+                real::set_errno(Errno::ENOSYS);
+                return <$result as Returned>::FAILURE;
+            }
+            type Function = function!(($($type),*) ($($($rest_type),+)?) $result);
+            // SAFETY: the loader found libc's function of this name, and this is its type.
+            let next = unsafe { mem::transmute::<*mut c_void, Function>(address) };
+            let result = {
+                $(let $changed = guarded(|| Some(Ok($with))).unwrap_or($changed);)?
+                // SAFETY: the arguments are the program's own, or a path that never goes away.
+                unsafe { next($($arg,)* $($($rest),+)?) }
+            };
+            $(guarded(|| -> Answer<c_int> {
+                let $answer = result;
+                $last;
+                None
+            });)?
+            result
+        }
+    )*};
+}
+
+hooks! {
+    fn open(path: *const c_char, flags: c_int; mode: mode_t) -> c_int, first open_path(path, flags);
+    fn open64(path: *const c_char, flags: c_int; mode: mode_t) -> c_int, first open_path(path, flags);
+    fn openat(at: c_int, path: *const c_char, flags: c_int; mode: mode_t) -> c_int, first open_path(path, flags);
+    fn openat64(at: c_int, path: *const c_char, flags: c_int; mode: mode_t) -> c_int, first open_path(path, flags);
+    fn __open_2(path: *const c_char, flags: c_int) -> c_int, first open_path(path, flags);
+    fn __open64_2(path: *const c_char, flags: c_int) -> c_int, first open_path(path, flags);
+    fn __openat_2(at: c_int, path: *const c_char, flags: c_int) -> c_int, first open_path(path, flags);
+    fn __openat64_2(at: c_int, path: *const c_char, flags: c_int) -> c_int, first open_path(path, flags);
+    fn fopen(path: *const c_char, mode: *const c_char) -> *mut FILE, first open_stream(path, mode);
+    fn fopen64(path: *const c_char, mode: *const c_char) -> *mut FILE, first open_stream(path, mode);
+
+    fn ioctl(fd: c_int, request: c_ulong; argument: c_ulong) -> c_int, first door::ioctl(fd, low(request), argument);
+
+    fn close(fd: c_int) -> c_int, first { door::forget(fd); None };
+    fn close_range(from: c_uint, to: c_uint, flags: c_int) -> c_int, first close_range_of(from, to, flags);
+    fn closefrom(from: c_int) -> (), first { door::forget_range(from.max(0).cast_unsigned(), c_uint::MAX); None };
+
+    fn dup(old: c_int) -> c_int, last |new| door::duplicated(old, new);
+    fn dup2(old: c_int, new: c_int) -> c_int, last |new| door::duplicated(old, new);
+    fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int, last |new| door::duplicated(old, new);
+    fn fcntl(fd: c_int, command: c_int; argument: c_ulong) -> c_int, last |new| controlled(fd, command, new);
+    fn fcntl64(fd: c_int, command: c_int; argument: c_ulong) -> c_int, last |new| controlled(fd, command, new);
+
+    fn access(path: *const c_char, mode: c_int) -> c_int, with path = stand_in(path);
+    fn eaccess(path: *const c_char, mode: c_int) -> c_int, with path = stand_in(path);
+    fn euidaccess(path: *const c_char, mode: c_int) -> c_int, with path = stand_in(path);
+    fn faccessat(at: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int, with path = stand_in(path);
+    fn stat(path: *const c_char, to: *mut libc::stat) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn stat64(path: *const c_char, to: *mut libc::stat) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn lstat(path: *const c_char, to: *mut libc::stat) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn lstat64(path: *const c_char, to: *mut libc::stat) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn __xstat(version: c_int, path: *const c_char, to: *mut libc::stat) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn __xstat64(version: c_int, path: *const c_char, to: *mut libc::stat) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn fstatat(at: c_int, path: *const c_char, to: *mut libc::stat, flags: c_int) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn fstatat64(at: c_int, path: *const c_char, to: *mut libc::stat, flags: c_int) -> c_int, with path = stand_in(path), last |result| as_kvm(path, to, result);
+    fn statx(at: c_int, path: *const c_char, flags: c_int, mask: c_uint, to: *mut libc::statx) -> c_int, with path = stand_in(path), last |result| as_kvm_x(path, to, result);
+}
+
+/// What a function returns, and what it returns when it failed.
+trait Returned {
+    const FAILURE: Self;
+}
+
+impl Returned for c_int {
+    const FAILURE: Self = -1;
+}
+
+impl<T> Returned for *mut T {
+    const FAILURE: Self = ptr::null_mut();
+}
+
+impl<T> Returned for *const T {
+    const FAILURE: Self = ptr::null();
+}
+
+impl Returned for () {
+    const FAILURE: Self = ();
+}
+
+/// Asks our side, unless this thread is there already or the program did not ask for it.
+#[inline]
+fn guarded<T: Returned>(ask: impl FnOnce() -> Answer<T>) -> Option<T> {
+    // A thread that is ending has no thread-locals: libc alone serves it.
+    let busy = BUSY.try_with(|busy| busy.replace(true)).unwrap_or(true);
+    if busy {
+        return None;
+    }
+    let errno = real::errno();
+    let answer = if *ENABLED {
+        catch_unwind(AssertUnwindSafe(ask)).unwrap_or(Some(Err(Errno::EIO)))
+    } else {
+        None
+    };
+    let _ = BUSY.try_with(|busy| busy.set(false));
+    if let Some(Err(errno)) = answer {
+        real::set_errno(errno);
+        return Some(T::FAILURE);
+    }
+    real::set_errno(errno);
+    answer.and_then(Result::ok)
+}
+
+fn open_path(path: *const c_char, flags: c_int) -> Answer {
+    door::open(text(path)?, flags)
+}
+
+fn open_stream(path: *const c_char, mode: *const c_char) -> Answer<*mut FILE> {
+    let fd = match door::open_stream(text(path)?, text(mode)?)? {
+        Ok(fd) => fd,
+        Err(errno) => return Some(Err(errno)),
+    };
+    // SAFETY: an open descriptor that the stream takes over, and a mode that ends with NUL.
+    let stream = unsafe { libc::fdopen(fd, mode) };
+    if stream.is_null() {
+        return Some(Err(real::errno()));
+    }
+    Some(Ok(stream))
+}
+
+fn close_range_of(from: c_uint, to: c_uint, flags: c_int) -> Answer {
+    if flags.cast_unsigned() & libc::CLOSE_RANGE_CLOEXEC == 0 {
+        door::forget_range(from, to);
+    }
+    None
+}
+
+fn controlled(fd: c_int, command: c_int, result: c_int) {
+    if matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) {
+        door::duplicated(fd, result);
+    }
+}
+
+/// The path that libc is asked about instead.
+fn stand_in(path: *const c_char) -> *const c_char {
+    text(path)
+        .and_then(Device::at)
+        .map_or(path, |device| device.stand_in().as_ptr())
+}
+
+/// /dev/kvm's own device number, in place of its stand-in's.
+fn as_kvm(path: *const c_char, to: *mut libc::stat, result: c_int) {
+    if result == 0 && text(path).and_then(Device::at) == Some(Device::Kvm) {
+        // SAFETY: libc has just filled it, so the program's pointer is good.
+        unsafe { (*to).st_rdev = libc::makedev(KVM_NUMBER.0, KVM_NUMBER.1) };
+    }
+}
+
+fn as_kvm_x(path: *const c_char, to: *mut libc::statx, result: c_int) {
+    if result == 0 && text(path).and_then(Device::at) == Some(Device::Kvm) {
+        // SAFETY: as in `as_kvm`.
+        let to = unsafe { &mut *to };
+        (to.stx_rdev_major, to.stx_rdev_minor) = KVM_NUMBER;
+    }
+}
+
+/// `MISC_MAJOR` and `KVM_MINOR`.
+const KVM_NUMBER: (c_uint, c_uint) = (10, 232);
+
+/// The program's string.
+fn text<'p>(string: *const c_char) -> Option<&'p CStr> {
+    if string.is_null() {
+        return None;
+    }
+    // SAFETY: the program calls a libc function with it that reads it as a string too.
+    Some(unsafe { CStr::from_ptr(string) })
+}
+
+/// The request as the kernel sees it: `unsigned int` (some programs pass a sign-extended `int`).
+#[inline]
+fn low(request: c_ulong) -> u32 {
+    (request & 0xffff_ffff) as u32
+}
+
+extern "C" fn before_fork() {
+    table::before_fork();
+}
+
+extern "C" fn after_fork() {
+    table::after_fork();
+}
