@@ -35,7 +35,7 @@ impl Cpu {
             None => {
                 self.code_state.flush = true;
                 self.attention = true;
-                Box::new(Code::new())
+                fresh_code()
             }
         }
     }
@@ -281,4 +281,11 @@ impl Cpu {
         self.flags.put(flags::RF, false);
         self.stopped_len = 0;
     }
+}
+
+/// No code. In a function of its own, as the frame that builds it is large and `run`'s should not be.
+#[cold]
+#[inline(never)]
+fn fresh_code<B: Bus>() -> Box<Code<B>> {
+    Box::new(Code::new())
 }
