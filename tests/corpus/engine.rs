@@ -4,6 +4,7 @@
 //! is as before the instruction, nothing is queued, and the upper register halves are ignored or cleared.
 
 use kvm_bindings::kvm_enable_cap;
+use kvm_bindings::kvm_vcpu_events__bindgen_ty_1 as Queued;
 use msrgate_core::{Access, Errno};
 use msrgate_kvm::abi;
 use msrgate_tests::case::{
@@ -13,6 +14,7 @@ use msrgate_tests::case::{
 use msrgate_tests::door::{Door, Mapping};
 use msrgate_tests::guest::{self, Answer, Routine};
 use msrgate_tests::image::{Image, WINDOW_BYTES};
+use msrgate_tests::kernel_door::with_pending_signal;
 use msrgate_tests::raw::{MsrRecord, RawExit, RawMachine};
 
 use crate::Trouble;
@@ -202,16 +204,12 @@ fn check_exit<D: Door>(
             "RIP, RAX, RDX at the exit: {regs:x?}, not {before:x?}"
         ));
     }
-    let events = machine
-        .events()
-        .map_err(|errno| failed("KVM_GET_VCPU_EVENTS", errno))?;
-    if events.exception.injected != 0 || events.exception.pending != 0 {
-        return mismatch(format!(
-            "an exception is queued at the exit: {:?}",
-            events.exception
-        ));
-    }
-    Ok(())
+    let found = exception_state(machine)?;
+    expect(
+        "an exception at the exit",
+        (found.injected, found.pending),
+        (0, 0),
+    )
 }
 
 fn reply<D: Door>(machine: &RawMachine<D>, access: &GuestAccess) {
@@ -226,47 +224,101 @@ fn reply<D: Door>(machine: &RawMachine<D>, access: &GuestAccess) {
     }
 }
 
+/// Completes the exit, and comes back with the exit after it.
 fn complete<D: Door>(
     machine: &RawMachine<D>,
     how: CompleteBy,
     routine: Routine,
     exit: &RawExit,
 ) -> Result<RawExit, Trouble> {
-    if how == CompleteBy::ImmediateExit {
-        let is_error = machine.exit().record[0] != 0;
-        let length = if is_error {
-            0
-        } else {
-            routine.bytes().len() as u64
-        };
-        machine.set_immediate_exit(1);
-        for _ in 0..2 {
-            expect("KVM_RUN", machine.run().map(|_| 0), Err(Errno::EINTR))?;
-            let stale = machine.exit().exit_reason;
-            if stale != exit.exit_reason {
-                return mismatch(format!("immediate_exit changed exit_reason to {stale}"));
+    let is_error = machine.exit().record[0] != 0;
+    let length = if is_error {
+        0
+    } else {
+        routine.bytes().len() as u64
+    };
+    let next = machine.guest.instruction(routine) + length;
+    match how {
+        CompleteBy::Run => {}
+        CompleteBy::ImmediateExit => {
+            machine.set_immediate_exit(1);
+            for _ in 0..2 {
+                let stale = exit.exit_reason;
+                expect_interrupted(machine, is_error, next, stale)?;
             }
-            let regs = machine
-                .regs()
-                .map_err(|errno| failed("KVM_GET_REGS", errno))?;
-            if regs.rip != machine.guest.instruction(routine) + length {
-                return mismatch(format!("after immediate_exit RIP is {:#x}", regs.rip));
-            }
-            let events = machine
+            let pending = exception_state(machine)?.pending;
+            expect("exception.pending", pending, is_error.into())?;
+            machine.set_immediate_exit(0);
+        }
+        CompleteBy::Signal => {
+            const KVM_EXIT_INTR: u32 = 10;
+            let unblocked = machine.unblock_signals_in_run();
+            unblocked.map_err(|errno| failed("KVM_SET_SIGNAL_MASK", errno))?;
+            with_pending_signal(|| expect_interrupted(machine, is_error, next, KVM_EXIT_INTR))?;
+        }
+        CompleteBy::SingleStep => {
+            const ENABLE_SINGLESTEP: u32 = 1 | 2;
+            let debug = |control| {
+                let set = machine.set_guest_debug(control);
+                set.map_err(|errno| failed("KVM_SET_GUEST_DEBUG", errno))
+            };
+            debug(ENABLE_SINGLESTEP)?;
+            expect(
+                "the stop behind the instruction",
+                kvm_run(machine)?.debug_pc(),
+                Some(next),
+            )?;
+            debug(0)?;
+        }
+        CompleteBy::QueuedUd => {
+            let mut events = machine
                 .events()
                 .map_err(|errno| failed("KVM_GET_VCPU_EVENTS", errno))?;
-            let queued = (
-                events.exception.injected,
-                events.exception.nr,
-                events.exception.error_code,
-            );
-            if is_error && queued != (1, 13, 0) {
-                return mismatch(format!("no #GP(0) is queued: {:?}", events.exception));
-            }
+            events.exception.injected = 1;
+            events.exception.nr = Exception::Ud.vector();
+            let set = machine.set_events(&events);
+            set.map_err(|errno| failed("KVM_SET_VCPU_EVENTS", errno))?;
         }
-        machine.set_immediate_exit(0);
     }
     kvm_run(machine)
+}
+
+/// A run that is interrupted before the guest runs has completed the exit all the same: RIP is `next`, and an
+/// error waits as an exception.
+fn expect_interrupted<D: Door>(
+    machine: &RawMachine<D>,
+    is_error: bool,
+    next: u64,
+    exit_reason: u32,
+) -> Result<(), Trouble> {
+    expect("KVM_RUN", machine.run().map(|_| 0), Err(Errno::EINTR))?;
+    expect("exit_reason", machine.exit().exit_reason, exit_reason)?;
+    let regs = machine
+        .regs()
+        .map_err(|errno| failed("KVM_GET_REGS", errno))?;
+    expect("RIP after the completion", regs.rip, next)?;
+    let found = exception_state(machine)?;
+    if is_error {
+        let queued = (
+            found.injected,
+            found.nr,
+            found.has_error_code,
+            found.error_code,
+        );
+        expect("the queued exception", queued, (1, 13, 1, 0))
+    } else {
+        expect(
+            "a queued exception",
+            (found.injected, found.pending),
+            (0, 0),
+        )
+    }
+}
+
+fn exception_state<D: Door>(machine: &RawMachine<D>) -> Result<Queued, Trouble> {
+    let events = machine.events();
+    let events = events.map_err(|errno| failed("KVM_GET_VCPU_EVENTS", errno))?;
+    Ok(events.exception)
 }
 
 fn check_answer<D: Door>(
@@ -284,9 +336,10 @@ fn check_answer<D: Door>(
             access.index
         ));
     }
+    let is_queued = access.complete_by == CompleteBy::QueuedUd;
+    let retired = is_queued || matches!(access.raises, None | Some(Exception::Db));
     if let Some(exception) = answer.exception {
         let routine = request.routine;
-        let retired = access.raises == Some(Exception::Db);
         let length = if retired {
             routine.bytes().len() as u64
         } else {
@@ -297,8 +350,7 @@ fn check_answer<D: Door>(
             return mismatch(format!("{exception:x?}, not at {rip:#x} with error code 0"));
         }
     }
-    let retires = matches!(access.raises, None | Some(Exception::Db));
-    let (rax, rdx) = if !retires || direction == Access::Write {
+    let (rax, rdx) = if !retired || direction == Access::Write {
         (request.rax, request.rdx)
     } else if let Some(value) = access.reads {
         (value.0 & 0xffff_ffff, value.0 >> 32)

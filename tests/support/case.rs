@@ -217,6 +217,12 @@ pub enum CompleteBy {
     Run,
     /// By `immediate_exit`, twice, and then by running on.
     ImmediateExit,
+    /// By a run that a pending signal ends, and then by running on.
+    Signal,
+    /// By a run with `KVM_GUESTDBG_SINGLESTEP`, and then by running on.
+    SingleStep,
+    /// By running on, after `KVM_SET_VCPU_EVENTS` queued #UD.
+    QueuedUd,
 }
 
 /// The descriptor of an ioctl.

@@ -114,6 +114,28 @@ pub fn in_child(call: impl FnOnce() -> Result<i32, Errno>) -> Result<i32, Errno>
     }
 }
 
+/// Does `call` while a signal waits for this thread, blocked; it is gone afterwards.
+pub fn with_pending_signal<T>(call: impl FnOnce() -> T) -> T {
+    // SAFETY: all-zero is an empty set.
+    let mut signals: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is ours.
+    unsafe { libc::sigaddset(&raw mut signals, libc::SIGUSR1) };
+    // SAFETY: reads the set; the old mask is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, ptr::null_mut()) };
+    // SAFETY: takes a number; the signal is blocked in this thread, which it is for.
+    unsafe { libc::raise(libc::SIGUSR1) };
+    let answer = call();
+    let no_wait = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: reads the set and the time; nobody asks who sent it.
+    unsafe { libc::sigtimedwait(&raw const signals, ptr::null_mut(), &raw const no_wait) };
+    // SAFETY: as for blocking.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const signals, ptr::null_mut()) };
+    answer
+}
+
 /// `ioctl` as a 32-bit program calls it: system call 54 through vector 0x80.
 fn int80_ioctl(fd: u64, request: u64, argument: u64) -> i32 {
     let answer: i32;

@@ -1,7 +1,7 @@
 //! A VM reached by raw ioctls, running the list guest: [`RawMachine`].
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_userspace_memory_region, kvm_vcpu_events,
 };
 use msrgate_core::Errno;
@@ -20,6 +20,9 @@ const KVM_SET_REGS: u32 = 0x4090_ae82;
 const KVM_GET_SREGS: u32 = 0x8138_ae83;
 const KVM_SET_SREGS: u32 = 0x4138_ae84;
 const KVM_GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
+const KVM_SET_VCPU_EVENTS: u32 = 0x4040_aea0;
+const KVM_SET_SIGNAL_MASK: u32 = 0x4004_ae8b;
+const KVM_SET_GUEST_DEBUG: u32 = 0x4048_ae9b;
 
 /// Offsets in `kvm_run` (the crate `msrgate-kvm` checks them against the bindings).
 const IMMEDIATE_EXIT: usize = 1;
@@ -27,6 +30,7 @@ const EXIT_REASON: usize = 8;
 const RECORD: usize = 32;
 
 const KVM_EXIT_IO: u32 = 2;
+const KVM_EXIT_DEBUG: u32 = 4;
 const KVM_EXIT_X86_RDMSR: u32 = 29;
 const KVM_EXIT_X86_WRMSR: u32 = 30;
 
@@ -76,6 +80,13 @@ impl RawExit {
     pub fn is_done(&self) -> bool {
         self.exit_reason == KVM_EXIT_IO
             && u16::from_le_bytes([self.record[2], self.record[3]]) == DONE_PORT
+    }
+
+    /// RIP of a guest-debug stop, if it is one.
+    #[must_use]
+    pub fn debug_pc(&self) -> Option<u64> {
+        let pc = self.record[8..16].try_into().expect("eight bytes");
+        (self.exit_reason == KVM_EXIT_DEBUG).then_some(u64::from_le_bytes(pc))
     }
 
     /// The exit record, if it is one of these two reasons.
@@ -237,6 +248,50 @@ impl<'d, D: Door> RawMachine<'d, D> {
         self.door
             .ioctl(&self.vcpu, KVM_GET_VCPU_EVENTS, &raw mut events as u64)?;
         Ok(events)
+    }
+
+    /// `KVM_SET_VCPU_EVENTS`.
+    ///
+    /// # Errors
+    /// What it answers.
+    pub fn set_events(&self, events: &kvm_vcpu_events) -> Result<(), Errno> {
+        let events = &raw const *events as u64;
+        self.door.ioctl(&self.vcpu, KVM_SET_VCPU_EVENTS, events)?;
+        Ok(())
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` with this control word.
+    ///
+    /// # Errors
+    /// What it answers.
+    pub fn set_guest_debug(&self, control: u32) -> Result<(), Errno> {
+        let debug = kvm_guest_debug {
+            control,
+            ..Default::default()
+        };
+        let debug = &raw const debug as u64;
+        self.door.ioctl(&self.vcpu, KVM_SET_GUEST_DEBUG, debug)?;
+        Ok(())
+    }
+
+    /// `KVM_SET_SIGNAL_MASK`: no signal is blocked while the vCPU runs.
+    ///
+    /// # Errors
+    /// What it answers.
+    pub fn unblock_signals_in_run(&self) -> Result<(), Errno> {
+        /// `struct kvm_signal_mask`, with its flexible array.
+        #[repr(C)]
+        struct Mask {
+            len: u32,
+            sigset: [u8; 8],
+        }
+        let mask = Mask {
+            len: 8,
+            sigset: [0; 8],
+        };
+        let mask = &raw const mask as u64;
+        self.door.ioctl(&self.vcpu, KVM_SET_SIGNAL_MASK, mask)?;
+        Ok(())
     }
 
     /// `KVM_GET_MSRS` or `KVM_SET_MSRS` of one MSR: entries done, and the value.
