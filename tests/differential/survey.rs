@@ -25,8 +25,14 @@ type Seen = Result<u64, VmExit>;
 
 fn survey<B: Backend>(requests: &[Request]) -> Option<Vec<Seen>> {
     let mut machine = Machine::<B::Vm>::on::<B>()?;
-    machine.vm.set_exit_reasons(ExitReasons::ALL).unwrap();
-    machine.vm.set_msr_filter(&MsrFilter::allow_all()).unwrap();
+    machine
+        .vm
+        .set_exit_reasons(ExitReasons::ALL)
+        .expect("accepted");
+    machine
+        .vm
+        .set_msr_filter(&MsrFilter::allow_all())
+        .expect("accepted");
     let mut seen = Vec::new();
     for request in requests {
         machine.set_list(&[*request]);
@@ -39,7 +45,7 @@ fn survey<B: Backend>(requests: &[Request]) -> Option<Vec<Seen>> {
             }
         });
         run.unwrap_or_else(|error| panic!("{request:x?}: {error} {:x?}", machine.vcpu.registers()));
-        let answer = machine.answer(0).unwrap();
+        let answer = machine.answer(0).expect("accepted");
         seen.push(exit.map_or(Ok(answer.rdx << 32 | answer.rax & 0xffff_ffff), Err));
     }
     Some(seen)

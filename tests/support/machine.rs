@@ -85,12 +85,28 @@ impl<V: Vm> Machine<V> {
     /// The backend refuses something.
     #[must_use]
     pub fn on<B: Backend<Vm = V>>() -> Option<Self> {
+        Self::prepared::<B>(|_| ())
+    }
+
+    /// As [`Machine::on`], with something done to the VM before its vCPU exists.
+    ///
+    /// # Panics
+    /// The backend refuses something.
+    #[must_use]
+    pub fn prepared<B: Backend<Vm = V>>(prepare: impl FnOnce(&V)) -> Option<Self> {
         let memory = guest_memory();
-        let machine = B::vm(&memory)?.and_then(|vm| Self::new(vm, memory));
+        let machine = B::vm(&memory)?.and_then(|vm| {
+            prepare(&vm);
+            Self::new(vm, memory)
+        });
         Some(machine.unwrap_or_else(|error| panic!("the machine cannot be built: {error}")))
     }
 
-    fn new(vm: V, memory: GuestMemoryMmap) -> Result<Self, VmError> {
+    /// A machine of a VM that runs on `memory`.
+    ///
+    /// # Errors
+    /// The backend refuses something.
+    pub fn new(vm: V, memory: GuestMemoryMmap) -> Result<Self, VmError> {
         let mut vcpu = vm.create_vcpu(0)?;
         let guest = Guest::new();
         guest.load(&mut |address, bytes| write(&memory, address, bytes));
