@@ -189,7 +189,8 @@ impl Cpu {
         if entry + 3 > u64::from(self.idt.limit) {
             return Err(self.raise(Fault::GP));
         }
-        let target: u32 = self.read_system(bus, self.wrap_linear(self.idt.base + entry))?;
+        let target: u32 =
+            self.read_system(bus, self.wrap_linear(self.idt.base.wrapping_add(entry)))?;
         let (selector, offset) = ((target >> 16) as u16, target & 0xffff);
         let mut stack = self.current_stack(StackWidth::Bits16);
         stack.push(self, bus, self.flags.get())?;

@@ -106,7 +106,9 @@ fn bit_mem_reg<B: Bus, T: Int, const WHAT: u8>(cpu: &mut Cpu, bus: &mut B, op: &
     let number = cpu.get::<T>(op.src).sx();
     let operands = (number as i64).div_euclid(i64::from(T::BITS));
     let mut moved = *op;
-    moved.disp = op.disp.wrapping_add(operands as u64 * T::BYTES as u64);
+    moved.disp = op
+        .disp
+        .wrapping_add((operands as u64).wrapping_mul(T::BYTES as u64));
     bit_mem::<B, T, WHAT>(cpu, bus, &moved, number)
 }
 
