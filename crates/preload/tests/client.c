@@ -370,6 +370,61 @@ static void close_chapter(void)
 	call(ioctl(m.vcpu, KVM_GET_REGS, &regs), -EBADF);
 }
 
+static int handled;
+
+static void handler(int number)
+{
+	handled = number;
+}
+
+/* A guest that never leaves by itself is ended by any signal that the thread handles. */
+static void signal_chapter(void)
+{
+	static const uint8_t forever[] = { 0xeb, 0xfe };
+	struct machine m = machine(forever, sizeof(forever));
+	struct sigaction action = { .sa_handler = handler }, old;
+	sigset_t alarm_only, none;
+
+	call(sigaction(SIGALRM, &action, NULL), 0);
+	call(sigaction(SIGALRM, NULL, &old), 0);
+	value(old.sa_handler == handler, 1);
+	ualarm(30000, 0);
+	call(ioctl(m.vcpu, KVM_RUN, 0), -EINTR);
+	value(m.run->exit_reason, KVM_EXIT_INTR);
+	value(handled, SIGALRM);
+
+	/* What was handled before KVM_RUN does not end it. */
+	handled = 0;
+	value(signal(SIGUSR1, handler) == SIG_DFL, 1);
+	value(signal(SIGUSR1, handler) == handler, 1);
+	raise(SIGUSR1);
+	value(handled, SIGUSR1);
+	ualarm(30000, 0);
+	call(ioctl(m.vcpu, KVM_RUN, 0), -EINTR);
+	value(handled, SIGALRM);
+
+	/* Blocked by the thread, and open in KVM_RUN: it stays pending. */
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t set;
+	} mask = { .head.len = 8 };
+	sigemptyset(&alarm_only);
+	sigaddset(&alarm_only, SIGALRM);
+	sigprocmask(SIG_BLOCK, &alarm_only, &none);
+	call(ioctl(m.vcpu, KVM_SET_SIGNAL_MASK, &mask), 0);
+	handled = 0;
+	ualarm(30000, 0);
+	call(ioctl(m.vcpu, KVM_RUN, 0), -EINTR);
+	value(handled, 0);
+	sigpending(&alarm_only);
+	value(sigismember(&alarm_only, SIGALRM), 1);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	value(handled, SIGALRM);
+
+	signal(SIGALRM, SIG_DFL);
+	alarm(60);
+}
+
 static void files_chapter(void)
 {
 	char text[16] = "";
@@ -403,7 +458,7 @@ static const struct {
 	{ "vcpu", vcpu_chapter },	{ "msr", msr_chapter },
 	{ "descriptors", descriptors_chapter }, { "fork", fork_chapter },
 	{ "threads", threads_chapter }, { "close", close_chapter },
-	{ "files", files_chapter },
+	{ "signal", signal_chapter },	{ "files", files_chapter },
 };
 
 int main(int argc, char **argv)

@@ -50,6 +50,11 @@ fn closing_a_running_vcpu_lets_it_finish() {
 }
 
 #[test]
+fn handled_signal_ends_a_run() {
+    both("signal");
+}
+
+#[test]
 fn module_parameters_are_those_of_the_embedded_kvm() {
     soft("files");
 }

@@ -6,11 +6,30 @@
 // UNSAFETY: system calls, and a memory access at an address that somebody else chose.
 #![expect(unsafe_code, reason = "the calls that answer EFAULT are libc's")]
 
+use std::cell::Cell;
 use std::{process, ptr};
 
 use crate::plain::Plain;
 use libc::iovec;
 use msrgate_core::Errno;
+
+thread_local! {
+    /// A signal handler has run in this thread.
+    static SIGNALLED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says that a signal handler runs in this thread: a `KVM_RUN` in its middle then ends with EINTR. To be
+/// called from the handler; it does nothing that a handler may not.
+pub fn note_signal() {
+    let _ = SIGNALLED.try_with(|signalled| signalled.set(true));
+}
+
+/// Whether a handler has run in this thread since this was asked last.
+pub(crate) fn take_signal() -> bool {
+    SIGNALLED
+        .try_with(|signalled| signalled.replace(false))
+        .unwrap_or(false)
+}
 
 /// Reads a value of the client's.
 ///

@@ -55,6 +55,7 @@ pub(super) fn run(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno
     }
     let mut inner = vcpu.lock();
     let page = &vcpu.page;
+    client::take_signal(); // what was handled before is over
     let result = enter(&mut inner, page);
     save(&inner, page);
     match result? {
@@ -135,7 +136,9 @@ fn go(inner: &mut Inner, page: &RunPage) -> Result<VmExit, Errno> {
 }
 
 fn interrupted(page: &RunPage, mask: Option<u64>) -> bool {
-    page.load::<u8>(IMMEDIATE_EXIT) != 0 || mask.is_some_and(client::signal_pending)
+    page.load::<u8>(IMMEDIATE_EXIT) != 0
+        || client::take_signal()
+        || mask.is_some_and(client::signal_pending)
 }
 
 /// A vCPU that was never started: nothing here will start it.
