@@ -9,6 +9,7 @@ use iced_x86::code_asm::*;
 use msrgate_core::{
     Errno, ExitReasons, Gp, Kick, MsrIndex, Registers, RunError, Vcpu, Vm, VmEntry, VmExit,
 };
+use msrgate_kvm::{Irqchip, KvmVm, LineLevel};
 use msrgate_tests::guest::{Request, Routine};
 use msrgate_tests::machine::{Backend, Machine};
 use msrgate_tests::on_each_backend;
@@ -418,6 +419,37 @@ fn registers_set_while_an_exit_is_pending_do_not_cancel_it<B: Backend>() {
     let after = machine.vcpu.registers().unwrap();
     assert_eq!((after.rax, after.rdx, after.r15), (6, 5, 0x33));
     assert_eq!(after.rip, registers.rip + 2);
+}
+
+/// With the kernel's interrupt controllers HLT waits inside `KVM_RUN`; a kick still gets it out.
+#[test]
+fn kvm_with_its_own_irqchip_waits_in_hlt_until_kicked() {
+    let Some(kvm) = msrgate_tests::skip::kvm_or_skip() else {
+        return;
+    };
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+    memory.write_slice(&[0xf4], GuestAddress(CODE)).unwrap();
+    let vm = KvmVm::new(&kvm, memory, Irqchip::Kernel).unwrap();
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    let mut sregs = vcpu.system_registers().unwrap();
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    vcpu.set_system_registers(&sregs).unwrap();
+    let registers = Registers {
+        rip: CODE,
+        rflags: 2,
+        ..Registers::default()
+    };
+    vcpu.set_registers(&registers).unwrap();
+    vm.set_irq_line(4, LineLevel::High).unwrap();
+    vm.set_irq_line(4, LineLevel::Low).unwrap();
+    let kicker = vcpu.kicker();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            kicker.kick();
+        });
+        assert_eq!(vcpu.run(VmEntry::Run), Ok(VmExit::Interrupted));
+    });
 }
 
 /// The kernel reports a string as one exit, so that it cannot stop between the elements.

@@ -170,8 +170,8 @@ fn unsafe_code_stays_in_its_rooms() {
         if opts_in && !is_room && !is_us {
             complaints.push(format!("{}: unsafe code outside its rooms", source.path));
         }
-        if opts_in && !is_us && !source.text.contains("// UNSAFETY:") {
-            complaints.push(format!("{}: no // UNSAFETY: comment", source.path));
+        if opts_in && !is_us && !source.text.contains("UNSAFETY:") {
+            complaints.push(format!("{}: no UNSAFETY: comment", source.path));
         }
     }
     expect_none(&complaints);

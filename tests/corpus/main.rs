@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use msrgate_core::{Lookup, MsrFilter};
 use msrgate_tests::case::{Case, File};
 use msrgate_tests::door::{KernelDoor, SoftDoor};
-use msrgate_tests::skip::kvm_or_skip;
+use msrgate_tests::skip::{kvm_or_skip, say};
 
 /// Why a case did not pass on an engine.
 #[derive(Debug)]
@@ -50,27 +50,21 @@ impl Tally {
         tally
     }
 
-    /// Prints the engine's line; panics where a case failed.
-    fn finish(&self, engine: &str) {
+    /// The engine's part of the last line.
+    fn summary(&self) -> String {
         let Self {
             passed,
             unsupported,
             failed,
         } = self;
-        for (case, why) in unsupported {
-            println!("corpus: {engine}: unsupported: {case}: {why}");
+        let mut text = format!("{passed} passed");
+        if !unsupported.is_empty() {
+            text += &format!(", {} unsupported", unsupported.len());
         }
-        println!(
-            "corpus: {engine}: {passed} passed, {} unsupported, {} failed",
-            unsupported.len(),
-            failed.len()
-        );
-        assert!(
-            failed.is_empty(),
-            "{engine} disagrees:\n{}",
-            failed.join("\n")
-        );
-        assert!(*passed > 0, "{engine} ran nothing");
+        if !failed.is_empty() {
+            text += &format!(", {} FAILED", failed.len());
+        }
+        text
     }
 }
 
@@ -109,33 +103,48 @@ fn case_names_are_unique_and_sources_are_sections() {
 }
 
 #[test]
-fn oracle_agrees() {
-    let decide = |filter: &MsrFilter, index, access| {
+fn every_engine_gives_the_same_answer_for_the_same_reason() {
+    let cases = cases();
+    let oracle = |filter: &MsrFilter, index, access| {
         let decision = filter.decide(index, access);
         (decision.verdict, Some(decision.source))
     };
-    Tally::of(&cases(), |case| model::run(case, decide)).finish("oracle");
-}
-
-#[test]
-fn lookup_agrees() {
-    let decide = |filter: &MsrFilter, index, access| {
+    let lookup = |filter: &MsrFilter, index, access| {
         let verdict = Lookup::new(filter).verdict(index, access);
         (verdict, None)
     };
-    Tally::of(&cases(), |case| model::run(case, decide)).finish("lookup");
-}
-
-#[test]
-fn soft_agrees() {
-    let door = SoftDoor::new();
-    Tally::of(&cases(), |case| engine::run(case, &door)).finish("soft");
-}
-
-#[test]
-fn kvm_agrees() {
+    let soft = SoftDoor::new();
+    let mut tallies = vec![
+        ("oracle", Tally::of(&cases, |case| model::run(case, oracle))),
+        ("lookup", Tally::of(&cases, |case| model::run(case, lookup))),
+        ("soft", Tally::of(&cases, |case| engine::run(case, &soft))),
+    ];
     if let Some(kvm) = kvm_or_skip() {
-        let door = KernelDoor::new(&kvm);
-        Tally::of(&cases(), |case| engine::run(case, &door)).finish("kvm");
+        let kvm = KernelDoor::new(&kvm);
+        tallies.push(("kvm", Tally::of(&cases, |case| engine::run(case, &kvm))));
     }
+
+    let mut failures = Vec::new();
+    for (engine, tally) in &tallies {
+        for (case, why) in &tally.unsupported {
+            println!("{engine}: {case}: unsupported: {why}");
+        }
+        failures.extend(
+            tally
+                .failed
+                .iter()
+                .map(|failure| format!("{engine}: {failure}")),
+        );
+        assert!(tally.passed > 0, "{engine} ran nothing");
+    }
+    let parts: Vec<_> = tallies
+        .iter()
+        .map(|(engine, tally)| format!("{engine} {}", tally.summary()))
+        .collect();
+    say(&format!(
+        "corpus: {} cases: {}",
+        cases.len(),
+        parts.join("; ")
+    ));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -12,6 +12,7 @@ use msrgate_core::{Access, ExitReason, RunError, Verdict, Vm, VmExit};
 use msrgate_tests::guest::{Answer, Request};
 use msrgate_tests::machine::{Backend, KvmBackend, Machine, SoftBackend};
 use msrgate_tests::random::Random;
+use msrgate_tests::skip::say;
 
 use known::Known;
 use round::{ACCESSES, Round, reply, target};
@@ -155,12 +156,11 @@ fn differential<A: Backend, B: Backend>(names: [&str; 2]) {
         compare(&round, [(names[0], &traces.0), (names[1], &traces.1)], seed);
         exits += traces.0.exits.len();
     }
-    println!(
-        "differential: {} against {}: seed {seed:#x}, {} accesses, {exits} exits, no difference",
-        names[0],
-        names[1],
-        rounds * ACCESSES
-    );
+    let [one, other] = names;
+    let accesses = rounds * ACCESSES;
+    say(&format!(
+        "differential: {one} against {other}: seed {seed:#x}, {accesses} accesses, {exits} exits, no difference"
+    ));
     assert!(exits > rounds, "the rounds reach user space");
 }
 
