@@ -332,6 +332,28 @@ error: the policy mistakes.toml has 2 mistakes
 "#;
 
 #[test]
+fn smallest_example_prints_its_event() {
+    let this = std::env::current_exe().expect("a path");
+    let example = this
+        .ancestors()
+        .nth(2)
+        .expect("a folder")
+        .join("examples/first");
+    if !example.exists() {
+        println!(
+            "SKIP(example): {} is built by a full `cargo test`",
+            example.display()
+        );
+        return;
+    }
+    let output = Command::new(example).output().expect("the example runs");
+    assert_eq!(
+        stdout(&output),
+        "vCPU 0: rdmsr 0x8b (IA32_BIOS_SIGN_ID), filter: = 0x42\n"
+    );
+}
+
+#[test]
 fn usage_errors_have_status_2() {
     for arguments in [
         &["rnu"][..],

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::{Access, ExitReason, MsrIndex};
+use crate::{Access, ExitReason, Gp, MsrIndex};
 
 /// Which vCPU of its VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +33,26 @@ pub struct Event {
     pub outcome: Outcome,
     /// Whether the policy asks that this access be logged.
     pub log: bool,
+}
+
+/// One line for people, such as `vCPU 0: rdmsr 0x8b (IA32_BIOS_SIGN_ID), filter: = 0x42`.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instruction = self.access.instruction();
+        write!(f, "vCPU {}: {instruction} {}", self.vcpu, self.index)?;
+        if let Some(name) = self.index.name() {
+            write!(f, " ({name})")?;
+        }
+        if self.access == Access::Write {
+            write!(f, ", {:#x}", self.value)?;
+        }
+        write!(f, ", {}: ", self.reason)?;
+        match (self.outcome, self.access) {
+            (Outcome::Value | Outcome::Forwarded, Access::Read) => write!(f, "= {:#x}", self.value),
+            (Outcome::Fault, _) => fmt::Display::fmt(&Gp, f),
+            (outcome, _) => fmt::Display::fmt(&outcome, f),
+        }
+    }
 }
 
 /// What became of an access that left the guest.
@@ -65,5 +85,38 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_is_a_line() {
+        let read = Event {
+            vcpu: VcpuId(0),
+            index: MsrIndex(0x8b),
+            access: Access::Read,
+            reason: ExitReason::FILTER,
+            value: 0x42,
+            outcome: Outcome::Value,
+            log: false,
+        };
+        assert_eq!(
+            read.to_string(),
+            "vCPU 0: rdmsr 0x8b (IA32_BIOS_SIGN_ID), filter: = 0x42"
+        );
+        let write = Event {
+            index: MsrIndex(0x474f_4f00),
+            access: Access::Write,
+            reason: ExitReason::UNKNOWN,
+            outcome: Outcome::Fault,
+            ..read
+        };
+        assert_eq!(
+            write.to_string(),
+            "vCPU 0: wrmsr 0x474f4f00, 0x42, unknown: #GP(0)"
+        );
     }
 }
