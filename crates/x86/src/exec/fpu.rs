@@ -215,7 +215,9 @@ fn emms<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
         return Err(cpu.raise(Fault::NM));
     }
     require_nothing_pending(cpu)?;
-    // As any MMX instruction, EMMS also makes ST0 the bottom register.
+    // As any MMX instruction, EMMS makes ST0 the bottom register: the others follow in their order.
+    let top = usize::from(cpu.fpu.fsw >> 11 & 7);
+    cpu.fpu.st.rotate_right(top);
     cpu.fpu.fsw &= !(7 << 11);
     cpu.fpu.ftw = 0;
     Ok(())

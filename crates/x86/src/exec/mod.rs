@@ -122,11 +122,13 @@ fn idle<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<B>> {
             | Prefetcht1
             | Prefetcht2
             | Prefetch
-            | Clflush
-            | Clflushopt
-            | Clwb
     );
-    idle.then_some(nop as Exec<B>)
+    let touches = matches!(insn.mnemonic(), Clflush | Clflushopt | Clwb);
+    match (idle, touches) {
+        (true, _) => Some(nop),
+        (_, true) => Some(touch),
+        _ => None,
+    }
 }
 
 /// Where the operands are.
@@ -170,6 +172,11 @@ pub(crate) fn operand_bytes(insn: &Instruction) -> usize {
 /// Nothing.
 pub(crate) fn nop<B: Bus>(_cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
     Ok(())
+}
+
+/// Faults as a load would.
+fn touch<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    cpu.load::<B, u8>(bus, op).map(drop)
 }
 
 /// #UD.

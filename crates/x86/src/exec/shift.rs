@@ -236,11 +236,10 @@ impl Double for Shld {
     #[inline(always)]
     fn apply<T: Int>(flags: &mut Flags, a: T, b: T, count: u32) -> T {
         // 16-bit operands may be shifted by up to 31: then the second one follows itself.
-        let wide = u128::from(a.zx()) << (2 * T::BITS.min(32)) | repeated(b);
-        let total = wide << count;
-        let at = 2 * T::BITS.min(32);
-        let result = T::cut((total >> at) as u64);
-        let carry = total >> (at + T::BITS) & 1 != 0;
+        let below = T::BITS.max(32);
+        let wide = u128::from(a.zx()) << below | repeated(b);
+        let result = T::cut((wide << count >> below) as u64);
+        let carry = wide >> (below + T::BITS - count) & 1 != 0;
         flags.result(result, carry, top_bit(result) != top_bit(a));
         result
     }

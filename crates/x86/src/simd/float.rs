@@ -1,7 +1,8 @@
 //! Floating point: which host instruction a guest instruction is, and what an exception does.
 //!
 //! A function gets MXCSR with every exception masked and returns the result that masked exceptions give;
-//! [`evaluate`] decides from the flags it raised whether the guest gets #XM instead.
+//! [`evaluate`] decides from the flags it raised whether the guest gets #XM instead. One bit is not exact:
+//! MXCSR.PE after an unmasked overflow or underflow is that of the masked result.
 
 use iced_x86::Code;
 use std::arch::is_x86_feature_detected;
