@@ -44,9 +44,8 @@ pub(crate) struct CodeState {
 
 /// A run of instructions.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Block {
-    first: u32,
-    count: u32,
+struct Block {
+    span: Span,
     key: Key,
     /// The frame that the last instruction reaches into, if it is not the first one's.
     second_pfn: Option<u64>,
@@ -81,7 +80,14 @@ struct Jump {
     rip: u64,
     /// Epoch, privilege and width that it was entered in.
     state: u64,
-    block: u32,
+    span: Span,
+}
+
+/// The instructions of a block, by their place among all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    first: u32,
+    count: u32,
 }
 
 /// All decoded code.
@@ -100,7 +106,7 @@ impl<B: Bus> Code<B> {
         let jump = Jump {
             rip: 0,
             state: u64::MAX,
-            block: NONE,
+            span: Span { first: 0, count: 0 },
         };
         Self {
             ops: Vec::new(),
@@ -113,19 +119,19 @@ impl<B: Bus> Code<B> {
     }
 
     /// The block at RIP, decoded now if need be.
-    #[inline]
-    pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Block, Exit> {
+    #[inline(always)]
+    pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
         let jump = &self.jumps[Self::jump_slot(cpu.rip)];
         if jump.rip == cpu.rip && jump.state == cpu.code_epoch() {
-            return Ok(self.blocks[jump.block as usize]);
+            return Ok(jump.span);
         }
         self.find_slow(cpu, bus)
     }
 
     /// The instructions of a block.
-    #[inline]
-    pub(crate) fn ops(&self, block: &Block) -> &[Op<B>] {
-        &self.ops[block.first as usize..(block.first + block.count) as usize]
+    #[inline(always)]
+    pub(crate) fn ops(&self, span: Span) -> &[Op<B>] {
+        &self.ops[span.first as usize..][..span.count as usize]
     }
 
     /// Does what [`CodeState`] asks for.
@@ -144,7 +150,7 @@ impl<B: Bus> Code<B> {
 
     #[cold]
     #[inline(never)]
-    fn find_slow(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Block, Exit> {
+    fn find_slow(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
         if self.ops.len() > MAX_OPS {
             self.clear(cpu);
         }
@@ -153,12 +159,13 @@ impl<B: Bus> Code<B> {
             Some(number) => number,
             None => self.build(cpu, bus, &place)?,
         };
+        let span = self.blocks[number as usize].span;
         self.jumps[Self::jump_slot(cpu.rip)] = Jump {
             rip: cpu.rip,
             state: cpu.code_epoch(),
-            block: number,
+            span,
         };
-        Ok(self.blocks[number as usize])
+        Ok(span)
     }
 
     /// A block that was decoded before and still stands for its bytes.
@@ -210,11 +217,16 @@ impl<B: Bus> Code<B> {
             second_pfn = place.load(cpu, bus, &mut bytes[..room])?;
             len = decode::block(cpu, &bytes[..room], 1, &mut self.ops);
         }
+        if len == 0 {
+            return Err(cpu.raise(Fault::UD));
+        }
         let number = self.blocks.len() as u32;
         let bucket = &mut self.buckets[place.key.bucket()];
         self.blocks.push(Block {
-            first: first as u32,
-            count: (self.ops.len() - first) as u32,
+            span: Span {
+                first: first as u32,
+                count: (self.ops.len() - first) as u32,
+            },
             key: place.key,
             second_pfn,
             bytes: self.bytes.len() as u32,

@@ -151,15 +151,38 @@ impl Cpu {
     /// Loads the memory operand.
     #[inline(always)]
     pub(crate) fn load<B: Bus, T: Datum>(&mut self, bus: &mut B, op: &Op<B>) -> Result<T, Exit> {
-        let linear = self.linear(op, T::BYTES, AccessKind::Read)?;
-        self.read(bus, linear, op.segment())
+        match self.try_load(bus, op) {
+            Some(value) => Ok(value),
+            None => self.load_slow(bus, op),
+        }
+    }
+
+    /// Loads the memory operand and does the rest of the instruction with it. Where the load may be slow, all
+    /// of it happens out of line, so that the fast path needs no stack frame.
+    #[inline(always)]
+    pub(crate) fn load_then<B: Bus, T: Datum>(
+        &mut self,
+        bus: &mut B,
+        op: &Op<B>,
+        rest: impl FnOnce(&mut Self, T),
+    ) -> Flow {
+        match self.try_load(bus, op) {
+            Some(value) => {
+                rest(self, value);
+                Ok(())
+            }
+            None => self.load_then_slow(bus, op, rest),
+        }
     }
 
     /// Stores the memory operand.
     #[inline(always)]
     pub(crate) fn store<B: Bus, T: Datum>(&mut self, bus: &mut B, op: &Op<B>, value: T) -> Flow {
-        let linear = self.linear(op, T::BYTES, AccessKind::Write)?;
-        self.write(bus, linear, op.segment(), value)
+        let linear = self.offset(op);
+        if op.addressing.is_flat() && self.try_write(bus, linear, value) {
+            return Ok(());
+        }
+        self.store_slow(bus, op, value)
     }
 
     /// Loads the memory operand, and stores what `change` makes of it. `change` is called once, when nothing can
@@ -171,16 +194,65 @@ impl Cpu {
         op: &Op<B>,
         change: impl FnOnce(&mut Self, T) -> T,
     ) -> Flow {
-        let linear = self.linear(op, T::BYTES, AccessKind::Write)?;
+        let linear = self.offset(op);
         let offset = linear as usize % PAGE;
-        if let Some(page) = self.tlb.write.find(linear, self.context)
+        if op.addressing.is_flat()
+            && let Some(page) = self.tlb.write.find(linear, self.context)
             && offset <= PAGE - T::BYTES
         {
             let value = change(self, T::load(bus, page, offset));
             value.store(bus, page, offset);
             return Ok(());
         }
-        let value = self.load_reserved(bus, linear, op.segment())?;
+        self.update_slow(bus, op, change)
+    }
+
+    /// The memory operand, if it takes nothing but a TLB hit.
+    #[inline(always)]
+    fn try_load<B: Bus, T: Datum>(&self, bus: &B, op: &Op<B>) -> Option<T> {
+        if !op.addressing.is_flat() {
+            return None;
+        }
+        self.try_read(bus, self.offset(op))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow<B: Bus, T: Datum>(&mut self, bus: &mut B, op: &Op<B>) -> Result<T, Exit> {
+        let linear = self.linear(op, T::BYTES, AccessKind::Read)?;
+        self.read(bus, linear, op.segment())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_then_slow<B: Bus, T: Datum>(
+        &mut self,
+        bus: &mut B,
+        op: &Op<B>,
+        rest: impl FnOnce(&mut Self, T),
+    ) -> Flow {
+        let value = self.load_slow(bus, op)?;
+        rest(self, value);
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow<B: Bus, T: Datum>(&mut self, bus: &mut B, op: &Op<B>, value: T) -> Flow {
+        let linear = self.linear(op, T::BYTES, AccessKind::Write)?;
+        self.write(bus, linear, op.segment(), value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn update_slow<B: Bus, T: Datum>(
+        &mut self,
+        bus: &mut B,
+        op: &Op<B>,
+        change: impl FnOnce(&mut Self, T) -> T,
+    ) -> Flow {
+        let linear = self.linear(op, T::BYTES, AccessKind::Write)?;
+        let value = self.read_reserved(bus, linear, op.segment())?;
         let value = change(self, value);
         self.write_slow(bus, linear, op.segment(), value)
     }
@@ -285,13 +357,10 @@ impl Cpu {
         linear: u64,
         segment: usize,
     ) -> Result<T, Exit> {
-        let offset = linear as usize % PAGE;
-        if let Some(page) = self.tlb.read.find(linear, self.context)
-            && offset <= PAGE - T::BYTES
-        {
-            return Ok(T::load(bus, page, offset));
+        match self.try_read(bus, linear) {
+            Some(value) => Ok(value),
+            None => self.read_slow(bus, linear, segment),
         }
-        self.read_slow(bus, linear, segment)
     }
 
     /// Stores to a linear address.
@@ -303,14 +372,35 @@ impl Cpu {
         segment: usize,
         value: T,
     ) -> Flow {
+        if self.try_write(bus, linear, value) {
+            return Ok(());
+        }
+        self.write_slow(bus, linear, segment, value)
+    }
+
+    /// What is at a linear address, if it takes nothing but a TLB hit.
+    #[inline(always)]
+    pub(crate) fn try_read<B: Bus, T: Datum>(&self, bus: &B, linear: u64) -> Option<T> {
+        let offset = linear as usize % PAGE;
+        if let Some(page) = self.tlb.read.find(linear, self.context)
+            && offset <= PAGE - T::BYTES
+        {
+            return Some(T::load(bus, page, offset));
+        }
+        None
+    }
+
+    /// Stores to a linear address, if it takes nothing but a TLB hit.
+    #[inline(always)]
+    pub(crate) fn try_write<B: Bus, T: Datum>(&self, bus: &mut B, linear: u64, value: T) -> bool {
         let offset = linear as usize % PAGE;
         if let Some(page) = self.tlb.write.find(linear, self.context)
             && offset <= PAGE - T::BYTES
         {
             value.store(bus, page, offset);
-            return Ok(());
+            return true;
         }
-        self.write_slow(bus, linear, segment, value)
+        false
     }
 
     /// Loads as the processor itself, whatever CPL is: descriptor tables, TSS. No RAM there reads as ones.
@@ -414,7 +504,7 @@ impl Cpu {
     /// Loads with the intention to store: faults are those of a store.
     #[cold]
     #[inline(never)]
-    fn load_reserved<B: Bus, T: Datum>(
+    fn read_reserved<B: Bus, T: Datum>(
         &mut self,
         bus: &mut B,
         linear: u64,

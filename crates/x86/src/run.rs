@@ -6,7 +6,7 @@
 
 use core::any::Any;
 
-use crate::code::{Block, Code};
+use crate::code::Code;
 use crate::cpu::Shadow;
 use crate::flags;
 use crate::interrupt::Event;
@@ -54,12 +54,12 @@ impl Cpu {
                 return Stop::Budget;
             }
             let done = match code.find(self, bus) {
-                Ok(block) if alone => {
-                    let op = code.ops(&block)[0];
+                Ok(span) if alone => {
+                    let op = code.ops(span)[0];
                     left -= 1;
                     self.step(bus, &op)
                 }
-                Ok(block) => self.run_block(bus, code, &block, &mut left),
+                Ok(span) => self.run_block(bus, code.ops(span), &mut left),
                 Err(exit) => {
                     left -= 1;
                     self.leave(bus, exit)
@@ -75,11 +75,9 @@ impl Cpu {
     fn run_block<B: Bus>(
         &mut self,
         bus: &mut B,
-        code: &Code<B>,
-        block: &Block,
+        ops: &[Op<B>],
         left: &mut u64,
     ) -> Result<(), Stop> {
-        let ops = code.ops(block);
         let ops = &ops[..ops.len().min(*left as usize)];
         for (i, op) in ops.iter().enumerate() {
             let Err(exit) = (op.exec)(self, bus, op) else {

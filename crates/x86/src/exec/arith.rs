@@ -83,13 +83,13 @@ fn reg_imm<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -
 }
 
 fn reg_mem<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let b = cpu.load(bus, op)?;
-    let a = cpu.get::<T>(op.dst);
-    let result = O::apply(&mut cpu.flags, a, b);
-    if O::STORES {
-        cpu.set(op.dst, result);
-    }
-    Ok(())
+    cpu.load_then(bus, op, |cpu, b: T| {
+        let a = cpu.get::<T>(op.dst);
+        let result = O::apply(&mut cpu.flags, a, b);
+        if O::STORES {
+            cpu.set(op.dst, result);
+        }
+    })
 }
 
 fn mem_reg<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
@@ -106,9 +106,9 @@ fn mem_value<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>, 
     if O::STORES {
         return cpu.update(bus, op, |cpu, a: T| O::apply(&mut cpu.flags, a, b));
     }
-    let a = cpu.load(bus, op)?;
-    O::apply(&mut cpu.flags, a, b);
-    Ok(())
+    cpu.load_then(bus, op, |cpu, a: T| {
+        O::apply(&mut cpu.flags, a, b);
+    })
 }
 
 fn reg<B: Bus, T: Int, O: Unary>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {

@@ -88,9 +88,9 @@ fn bit_mem<B: Bus, T: Int, const WHAT: u8>(
     number: u64,
 ) -> Flow {
     if WHAT == KEEP {
-        let value: T = cpu.load(bus, op)?;
-        change::<T, WHAT>(cpu, value, number);
-        return Ok(());
+        return cpu.load_then(bus, op, |cpu, value: T| {
+            change::<T, WHAT>(cpu, value, number);
+        });
     }
     cpu.update(bus, op, |cpu, value: T| {
         change::<T, WHAT>(cpu, value, number)

@@ -83,10 +83,10 @@ fn move_reg<B: Bus, T: Int, const CC: u8>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B
 }
 
 fn move_mem<B: Bus, T: Int, const CC: u8>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let mut value: T = cpu.load(bus, op)?;
-    if !cpu.flags.condition::<CC>() {
-        value = cpu.get(op.dst);
-    }
-    cpu.set(op.dst, value);
-    Ok(())
+    cpu.load_then(bus, op, |cpu, mut value: T| {
+        if !cpu.flags.condition::<CC>() {
+            value = cpu.get(op.dst);
+        }
+        cpu.set(op.dst, value);
+    })
 }

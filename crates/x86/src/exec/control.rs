@@ -114,6 +114,17 @@ fn jump_mem<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
 
 fn call<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
     let next = cpu.next_rip(op);
+    if !cpu.try_push(bus, T::cut(next)) {
+        return call_slow::<B, T>(cpu, bus, op);
+    }
+    cpu.rip = op.imm;
+    Err(Exit::Jump)
+}
+
+#[cold]
+#[inline(never)]
+fn call_slow<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    let next = cpu.next_rip(op);
     cpu.push(bus, T::cut(next))?;
     cpu.rip = op.imm;
     Err(Exit::Jump)
@@ -139,6 +150,20 @@ fn call_to<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>, target: u64) 
 
 /// `imm`: how many bytes of arguments to drop.
 fn ret<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    let stack = cpu.gpr[reg::RSP];
+    if let Some(target) = cpu.try_pop::<B, T>(bus, op.imm) {
+        if Cpu::is_canonical(target.zx()) {
+            cpu.rip = target.zx();
+            return Err(Exit::Jump);
+        }
+        cpu.gpr[reg::RSP] = stack;
+    }
+    ret_slow::<B, T>(cpu, bus, op)
+}
+
+#[cold]
+#[inline(never)]
+fn ret_slow<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
     let target = cpu.peek::<B, T>(bus, 0)?.zx();
     cpu.check_target(target)?;
     cpu.move_stack_pointer(T::BYTES as u64 + op.imm);

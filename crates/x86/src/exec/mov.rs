@@ -113,9 +113,7 @@ fn reg_imm<B: Bus, T: Int>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
 }
 
 fn reg_mem<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let value: T = cpu.load(bus, op)?;
-    cpu.set(op.dst, value);
-    Ok(())
+    cpu.load_then(bus, op, |cpu, value: T| cpu.set(op.dst, value))
 }
 
 fn mem_reg<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
@@ -134,9 +132,7 @@ fn reg_extended<B: Bus, T: Int, S: Int>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>)
 }
 
 fn mem_extended<B: Bus, T: Int, S: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let value: S = cpu.load(bus, op)?;
-    cpu.set(op.dst, T::cut(value.zx()));
-    Ok(())
+    cpu.load_then(bus, op, |cpu, value: S| cpu.set(op.dst, T::cut(value.zx())))
 }
 
 fn reg_sign_extended<B: Bus, T: Int, S: Int>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
@@ -146,9 +142,7 @@ fn reg_sign_extended<B: Bus, T: Int, S: Int>(cpu: &mut Cpu, _bus: &mut B, op: &O
 }
 
 fn mem_sign_extended<B: Bus, T: Int, S: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let value: S = cpu.load(bus, op)?;
-    cpu.set(op.dst, T::cut(value.sx()));
-    Ok(())
+    cpu.load_then(bus, op, |cpu, value: S| cpu.set(op.dst, T::cut(value.sx())))
 }
 
 fn lea_flat<B: Bus>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {

@@ -55,33 +55,34 @@ fn by_mem<B: Bus, T: Int, O: Wide>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Fl
 
 fn multiply_reg<B: Bus, T: Int>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
     let (a, b) = (cpu.get::<T>(op.dst), cpu.get::<T>(op.src));
-    multiply(cpu, op, a, b)
+    multiply(cpu, op, a, b);
+    Ok(())
 }
 
 fn multiply_mem<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let b: T = cpu.load(bus, op)?;
-    let a = cpu.get::<T>(op.dst);
-    multiply(cpu, op, a, b)
+    cpu.load_then(bus, op, |cpu, b: T| {
+        let a = cpu.get::<T>(op.dst);
+        multiply(cpu, op, a, b);
+    })
 }
 
 fn multiply_reg_imm<B: Bus, T: Int>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
     let a = cpu.get::<T>(op.src);
-    multiply(cpu, op, a, T::cut(op.imm))
+    multiply(cpu, op, a, T::cut(op.imm));
+    Ok(())
 }
 
 fn multiply_mem_imm<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let a: T = cpu.load(bus, op)?;
-    multiply(cpu, op, a, T::cut(op.imm))
+    cpu.load_then(bus, op, |cpu, a: T| multiply(cpu, op, a, T::cut(op.imm)))
 }
 
 #[inline(always)]
-fn multiply<B, T: Int>(cpu: &mut Cpu, op: &Op<B>, a: T, b: T) -> Flow {
+fn multiply<B, T: Int>(cpu: &mut Cpu, op: &Op<B>, a: T, b: T) {
     let product = i128::from(a.sx() as i64) * i128::from(b.sx() as i64);
     let result = T::cut(product as u64);
     let overflow = i128::from(result.sx() as i64) != product;
     cpu.flags.result(result, overflow, overflow);
     cpu.set(op.dst, result);
-    Ok(())
 }
 
 struct Mul;

@@ -55,20 +55,56 @@ impl Cpu {
     /// Pushes a value. Nothing changes if it faults.
     #[inline(always)]
     pub(crate) fn push<B: Bus, T: Datum>(&mut self, bus: &mut B, value: T) -> Flow {
-        if self.is_64() {
-            let top = self.gpr[reg::RSP].wrapping_sub(T::BYTES as u64);
-            self.write(bus, top, seg::SS, value)?;
-            self.gpr[reg::RSP] = top;
+        if self.try_push(bus, value) {
             return Ok(());
         }
-        self.poke(bus, 0_u64.wrapping_sub(T::BYTES as u64), value)?;
-        self.move_stack_pointer(0_u64.wrapping_sub(T::BYTES as u64));
-        Ok(())
+        self.push_slow(bus, value)
     }
 
     /// Pops a value. Nothing changes if it faults.
     #[inline(always)]
     pub(crate) fn pop<B: Bus, T: Datum>(&mut self, bus: &mut B) -> Result<T, Exit> {
+        match self.try_pop(bus, 0) {
+            Some(value) => Ok(value),
+            None => self.pop_slow(bus),
+        }
+    }
+
+    /// Pushes a value, if it takes nothing but a TLB hit in 64-bit mode.
+    #[inline(always)]
+    pub(crate) fn try_push<B: Bus, T: Datum>(&mut self, bus: &mut B, value: T) -> bool {
+        let top = self.gpr[reg::RSP].wrapping_sub(T::BYTES as u64);
+        let done = self.is_64() && self.try_write(bus, top, value);
+        if done {
+            self.gpr[reg::RSP] = top;
+        }
+        done
+    }
+
+    /// Pops a value and drops `more` bytes, if it takes nothing but a TLB hit in 64-bit mode.
+    #[inline(always)]
+    pub(crate) fn try_pop<B: Bus, T: Datum>(&mut self, bus: &B, more: u64) -> Option<T> {
+        if !self.is_64() {
+            return None;
+        }
+        let top = self.gpr[reg::RSP];
+        let value = self.try_read(bus, top)?;
+        self.gpr[reg::RSP] = top.wrapping_add(T::BYTES as u64 + more);
+        Some(value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn push_slow<B: Bus, T: Datum>(&mut self, bus: &mut B, value: T) -> Flow {
+        let delta = 0_u64.wrapping_sub(T::BYTES as u64);
+        self.poke(bus, delta, value)?;
+        self.move_stack_pointer(delta);
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pop_slow<B: Bus, T: Datum>(&mut self, bus: &mut B) -> Result<T, Exit> {
         let value = self.peek(bus, 0)?;
         self.move_stack_pointer(T::BYTES as u64);
         Ok(value)
@@ -143,7 +179,17 @@ fn push_segment<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow 
 }
 
 fn pop_reg<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let value: T = cpu.pop(bus)?;
+    let Some(value) = cpu.try_pop::<B, T>(bus, 0) else {
+        return pop_reg_slow::<B, T>(cpu, bus, op);
+    };
+    cpu.set(op.dst, value);
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn pop_reg_slow<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    let value: T = cpu.pop_slow(bus)?;
     cpu.set(op.dst, value);
     Ok(())
 }

@@ -63,14 +63,16 @@ impl Bus for Ram {
 
     #[inline]
     fn load<const N: usize>(&self, page: RamPage, offset: usize) -> [u8; N] {
-        let at = at(page, offset);
-        self.bytes[at..at + N].try_into().unwrap()
+        let (pages, _) = self.bytes.as_chunks::<PAGE_BYTES>();
+        pages[page.0 as usize][offset..offset + N]
+            .try_into()
+            .unwrap()
     }
 
     #[inline]
     fn store<const N: usize>(&mut self, page: RamPage, offset: usize, bytes: [u8; N]) {
-        let at = at(page, offset);
-        self.bytes[at..at + N].copy_from_slice(&bytes);
+        let (pages, _) = self.bytes.as_chunks_mut::<PAGE_BYTES>();
+        pages[page.0 as usize][offset..offset + N].copy_from_slice(&bytes);
     }
 
     fn load_bytes(&self, page: RamPage, offset: usize, bytes: &mut [u8]) {
