@@ -224,6 +224,18 @@ fn seventeen_far_msrs_do_not_fit() {
 }
 
 #[test]
+fn more_msrs_than_an_image_holds_are_refused() {
+    let (_, diagnostics) = mistakes(
+        "[defaults]\nknown = 'fault'\n[[rule]]\nmsr = '0x900..=0xfffffffe'\nread = { value = 1 }",
+    );
+    let errors = diagnostics
+        .iter()
+        .filter(|found| found.severity == Severity::Error);
+    let codes: Vec<_> = errors.map(|found| found.code).collect();
+    assert_eq!(codes, ["policy::too-big"]);
+}
+
+#[test]
 fn mistakes_come_in_the_order_of_the_text() {
     let (_, diagnostics) = mistakes(
         "[[rule]]\nmsr = 0x830\nread = 'fault'\n[[rule]]\nmsr = 'NO_SUCH'\nread = 'flaut'",

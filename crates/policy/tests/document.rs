@@ -1,0 +1,46 @@
+//! `docs/policy.md` tells the truth: its policies compile, and it knows every diagnostic.
+
+use std::fs;
+use std::path::Path;
+
+use msrgate_policy::compile;
+
+const DOCUMENT: &str = include_str!("../../../docs/policy.md");
+
+#[test]
+fn policies_of_the_document_compile_without_a_warning() {
+    let mut count = 0;
+    for block in DOCUMENT.split("```toml\n").skip(1) {
+        let source = block.split("```").next().expect("an end");
+        let compiled = compile(source).expect("no mistakes");
+        assert_eq!(compiled.warnings, []);
+        count += 1;
+    }
+    assert_ne!(count, 0);
+}
+
+#[test]
+fn document_and_code_have_the_same_diagnostics() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut in_code = Vec::new();
+    for entry in fs::read_dir(sources).expect("a folder") {
+        let source = fs::read_to_string(entry.expect("a file").path()).expect("a text");
+        in_code.extend(codes(&source, '"'));
+    }
+    let mut in_document = codes(DOCUMENT, '`');
+    in_code.sort();
+    in_code.dedup();
+    in_document.sort();
+    assert_eq!(in_document, in_code);
+}
+
+fn codes(text: &str, quote: char) -> Vec<String> {
+    text.split(quote)
+        .filter(|part| {
+            let name = part.strip_prefix("policy::");
+            name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'))
+        })
+        .filter(|part| !part.ends_with("::"))
+        .map(str::to_owned)
+        .collect()
+}
