@@ -6,30 +6,11 @@
 // UNSAFETY: system calls, and a memory access at an address that somebody else chose.
 #![expect(unsafe_code, reason = "the calls that answer EFAULT are libc's")]
 
-use std::cell::Cell;
 use std::{process, ptr};
 
 use crate::plain::Plain;
-use libc::iovec;
+use libc::{c_int, iovec};
 use msrgate_core::Errno;
-
-thread_local! {
-    /// A signal handler has run in this thread.
-    static SIGNALLED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Says that a signal handler runs in this thread: a `KVM_RUN` in its middle then ends with EINTR. To be
-/// called from the handler; it does nothing that a handler may not.
-pub fn note_signal() {
-    let _ = SIGNALLED.try_with(|signalled| signalled.set(true));
-}
-
-/// Whether a handler has run in this thread since this was asked last.
-pub(crate) fn take_signal() -> bool {
-    SIGNALLED
-        .try_with(|signalled| signalled.replace(false))
-        .unwrap_or(false)
-}
 
 /// Reads a value of the client's.
 ///
@@ -77,24 +58,89 @@ pub(crate) fn write(address: u64, bytes: &[u8]) -> Result<(), Errno> {
     all_or_fault(count, bytes.len())
 }
 
-/// Whether a signal waits that is blocked in this thread but not in `mask` (a `sigset_t` of the kernel:
-/// bit `n - 1` is signal `n`). KVM_RUN answers EINTR then and leaves the signal pending.
-pub(crate) fn signal_pending(mask: u64) -> bool {
-    let mut pending: u64 = 0;
-    // SAFETY: the kernel writes at most the size it is given (`rt_sigpending`: sizeof(sigset_t) = 8).
-    let result =
-        unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut pending, size_of::<u64>()) };
-    result == 0 && pending & !mask != 0
+/// Signals that wait while `KVM_RUN` is under way, as they would wait in the kernel for its return: all that
+/// the thread's own instructions do not cause. What was blocked before is blocked again after, and a handler
+/// runs then.
+#[derive(Debug)]
+pub(crate) struct SignalGuard {
+    /// The thread's mask, to be restored.
+    before: u64,
+    /// The mask that decides which signals end the run.
+    effective: u64,
 }
 
-/// Sleeps for at most `nanoseconds`; whether a signal handler ran meanwhile.
-pub(crate) fn nap(nanoseconds: u32) -> bool {
-    let duration = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: i64::from(nanoseconds.min(999_999_999)),
+/// A set of signals as the kernel has it: bit `n - 1` is signal `n`.
+const fn set_of(signals: &[c_int]) -> u64 {
+    let mut set = 0;
+    let mut at = 0;
+    while at < signals.len() {
+        set |= 1 << (signals[at] - 1);
+        at += 1;
+    }
+    set
+}
+
+/// Those that an instruction causes, and the two that glibc keeps for itself.
+const NEVER_BLOCKED: u64 = set_of(&[
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGABRT,
+    32,
+    33,
+]);
+
+impl SignalGuard {
+    /// Holds signals back.
+    pub(crate) fn new() -> Self {
+        let before = set_signal_mask(libc::SIG_BLOCK, !NEVER_BLOCKED);
+        Self {
+            before,
+            effective: before,
+        }
+    }
+
+    /// Goes by the mask of `KVM_SET_SIGNAL_MASK` from here on, if there is one.
+    pub(crate) fn use_mask(&mut self, mask: Option<u64>) {
+        self.effective = mask.unwrap_or(self.before);
+    }
+
+    /// Whether a signal waits that is to end the run.
+    pub(crate) fn is_pending(&self) -> bool {
+        let mut pending: u64 = 0;
+        // SAFETY: the kernel writes at most the size it is given (`rt_sigpending`: sizeof(sigset_t) = 8).
+        let result =
+            unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut pending, SIGSET_BYTES) };
+        result == 0 && pending & !self.effective != 0
+    }
+}
+
+impl Drop for SignalGuard {
+    fn drop(&mut self) {
+        set_signal_mask(libc::SIG_SETMASK, self.before);
+    }
+}
+
+/// Bytes of the kernel's `sigset_t`.
+pub(crate) const SIGSET_BYTES: u32 = 8;
+
+/// Changes the thread's mask; what it was.
+fn set_signal_mask(how: c_int, set: u64) -> u64 {
+    let mut before: u64 = 0;
+    // SAFETY: the kernel reads and writes a sigset_t of the size that it is given (`rt_sigprocmask`).
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            how,
+            &raw const set,
+            &raw mut before,
+            SIGSET_BYTES,
+        )
     };
-    // SAFETY: the kernel reads one timespec, and no remainder is asked for.
-    unsafe { libc::nanosleep(&raw const duration, ptr::null_mut()) != 0 }
+    before
 }
 
 fn io_vector(start: *mut u8, len: usize) -> iovec {
@@ -122,8 +168,43 @@ fn all_or_fault(count: isize, len: usize) -> Result<(), Errno> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A signal that does nothing unless somebody waits for it.
+    const HARMLESS: c_int = libc::SIGWINCH;
+
+    /// The calling thread, for [`signal`].
+    pub(crate) fn this_thread() -> libc::pthread_t {
+        // SAFETY: it has no preconditions.
+        unsafe { libc::pthread_self() }
+    }
+
+    /// Sends a signal to a thread that has not ended.
+    pub(crate) fn signal(thread: libc::pthread_t) {
+        // SAFETY: the caller's test joins the thread later.
+        unsafe { libc::pthread_kill(thread, HARMLESS) };
+    }
+
+    #[test]
+    fn signal_waits_for_the_guard_to_go() {
+        let signals = SignalGuard::new();
+        assert!(!signals.is_pending());
+        signal(this_thread());
+        assert!(signals.is_pending());
+        drop(signals);
+        assert!(!SignalGuard::new().is_pending(), "delivered");
+    }
+
+    #[test]
+    fn signal_that_the_mask_blocks_does_not_end_the_run() {
+        let mut signals = SignalGuard::new();
+        signals.use_mask(Some(set_of(&[HARMLESS])));
+        signal(this_thread());
+        assert!(!signals.is_pending());
+        signals.use_mask(Some(0));
+        assert!(signals.is_pending());
+    }
 
     #[test]
     fn own_memory_is_read_and_written() {

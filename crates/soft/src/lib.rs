@@ -26,7 +26,6 @@ mod vcpu;
 mod vm;
 
 pub use api::{Kicker, SoftVcpu, SoftVm};
-pub use client::note_signal;
 pub use cpuid::CpuidSource;
 pub use ioctl::{Handle, Outcome, System, VcpuDescriptor, VmDescriptor};
 pub use vm::SystemConfig;

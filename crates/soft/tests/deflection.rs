@@ -1,5 +1,10 @@
 //! A guest of a few bytes on the Rust API: its MSR accesses are deflected, answered, filtered, faulted.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test says what went wrong by panicking"
+)]
+
 use msrgate_core::{
     Access, DefaultAction, ExitReason, ExitReasons, FilterRange, Gp, Kick, MsrFilter, MsrIndex,
     RangeFlags, Registers, RunError, Vcpu, Verdict, Vm, VmEntry, VmExit,

@@ -2,6 +2,8 @@
 
 use std::mem::offset_of;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
@@ -14,7 +16,7 @@ use msrgate_core::{Errno, Gp, MsrIndex, RunError, VmEntry, VmExit};
 
 use super::vcpu::Inner;
 use super::{Outcome, VcpuDescriptor, done};
-use crate::client;
+use crate::client::SignalGuard;
 use crate::run_page::{EXIT, IO_DATA_OFFSET, RunPage};
 use crate::vcpu::SLICE;
 
@@ -42,7 +44,7 @@ const MMIO_DATA: usize = EXIT + 8;
 /// While the client waits for an interrupt window, a turn is this many instructions.
 const WINDOW_SLICE: u64 = 1000;
 /// A halted vCPU looks for a reason to go on this often, and gives up with EINTR after so many looks.
-const NAP_NANOSECONDS: u32 = 1_000_000;
+const NAP: Duration = Duration::from_millis(1);
 const NAPS: u32 = 100;
 
 /// The groups of registers that can be synchronized through the run page.
@@ -53,10 +55,12 @@ pub(super) fn run(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno
     if arg != 0 {
         return Err(Errno::EINVAL);
     }
+    // Handlers run when this goes, and the lock goes before.
+    let mut signals = SignalGuard::new();
     let mut inner = vcpu.lock();
+    signals.use_mask(inner.signal_mask);
     let page = &vcpu.page;
-    client::take_signal(); // what was handled before is over
-    let result = enter(&mut inner, page);
+    let result = enter(&mut inner, page, &signals);
     save(&inner, page);
     match result? {
         VmExit::Interrupted => {
@@ -70,9 +74,10 @@ pub(super) fn run(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno
     }
 }
 
-fn enter(inner: &mut Inner, page: &RunPage) -> Result<VmExit, Errno> {
+fn enter(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> Result<VmExit, Errno> {
     if inner.mp_state == KVM_MP_STATE_UNINITIALIZED {
-        return wait(inner, page);
+        wait_for_event(inner, page, signals);
+        return Ok(VmExit::Interrupted); // nothing here starts it
     }
     let [valid, dirty]: [u64; 2] = [page.load(VALID_REGS), page.load(DIRTY_REGS)];
     if (valid | dirty) & !u64::from(SYNC_FIELDS) != 0 {
@@ -100,21 +105,20 @@ fn enter(inner: &mut Inner, page: &RunPage) -> Result<VmExit, Errno> {
     if page.load::<u8>(IMMEDIATE_EXIT) != 0 {
         return Err(Errno::EINTR); // exit_reason stays what it was
     }
-    if inner.mp_state == KVM_MP_STATE_HALTED {
-        wait_for_event(inner, page)?;
+    if inner.mp_state == KVM_MP_STATE_HALTED && !wait_for_event(inner, page, signals) {
+        return Ok(VmExit::Interrupted);
     }
-    go(inner, page)
+    go(inner, page, signals)
 }
 
 /// Runs the guest, and waits with it where it halts.
-fn go(inner: &mut Inner, page: &RunPage) -> Result<VmExit, Errno> {
-    let mask = inner.signal_mask;
+fn go(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> Result<VmExit, Errno> {
     let window = !inner.engine.vm().has_irqchip();
     loop {
         let wanted = || window && page.load::<u8>(REQUEST_INTERRUPT_WINDOW) != 0;
         let slice = if wanted() { WINDOW_SLICE } else { SLICE };
         let exit = inner.engine.run(slice, |cpu| {
-            if interrupted(page, mask) {
+            if interrupted(page, signals) {
                 Some(VmExit::Interrupted)
             } else if wanted() && cpu.can_interrupt() {
                 Some(VmExit::Other(KVM_EXIT_IRQ_WINDOW_OPEN))
@@ -127,40 +131,30 @@ fn go(inner: &mut Inner, page: &RunPage) -> Result<VmExit, Errno> {
         }
         inner.engine.halted = false;
         inner.mp_state = KVM_MP_STATE_HALTED;
-        match wait_for_event(inner, page) {
-            Ok(()) => {}
-            Err(Errno::EINTR) => return Ok(VmExit::Interrupted),
-            Err(errno) => return Err(errno),
+        if !wait_for_event(inner, page, signals) {
+            return Ok(VmExit::Interrupted);
         }
     }
 }
 
-fn interrupted(page: &RunPage, mask: Option<u64>) -> bool {
-    page.load::<u8>(IMMEDIATE_EXIT) != 0
-        || client::take_signal()
-        || mask.is_some_and(client::signal_pending)
+fn interrupted(page: &RunPage, signals: &SignalGuard) -> bool {
+    page.load::<u8>(IMMEDIATE_EXIT) != 0 || signals.is_pending()
 }
 
-/// A vCPU that was never started: nothing here will start it.
-fn wait(inner: &mut Inner, page: &RunPage) -> Result<VmExit, Errno> {
-    match wait_for_event(inner, page) {
-        Err(Errno::EINTR) => Ok(VmExit::Interrupted),
-        _ => Err(Errno::EAGAIN),
-    }
-}
-
-/// A halted vCPU: only an NMI can wake it, as there are no controllers. The wait is bounded.
-fn wait_for_event(inner: &mut Inner, page: &RunPage) -> Result<(), Errno> {
+/// Waits with a vCPU that is halted or was never started; whether it goes on. There are no controllers, so
+/// only an NMI can wake it, and only from HLT. The wait is bounded.
+fn wait_for_event(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> bool {
     for _ in 0..NAPS {
         if inner.engine.cpu.events().nmi_pending && inner.mp_state == KVM_MP_STATE_HALTED {
             inner.mp_state = KVM_MP_STATE_RUNNABLE;
-            return Ok(());
+            return true;
         }
-        if interrupted(page, inner.signal_mask) || client::nap(NAP_NANOSECONDS) {
-            break;
+        if interrupted(page, signals) {
+            return false;
         }
+        thread::sleep(NAP);
     }
-    Err(Errno::EINTR)
+    false
 }
 
 /// What the client answers to `exit`, from the fields that it may write. What else it changed does not
@@ -308,5 +302,57 @@ fn save(inner: &Inner, page: &RunPage) {
     }
     if is_valid(KVM_SYNC_X86_EVENTS) {
         page.store(SYNC_EVENTS, inner.events());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::tests::{signal, this_thread};
+    use crate::ioctl::{Handle, request};
+    use crate::vm::SystemConfig;
+    use kvm_bindings::kvm_userspace_memory_region;
+    use std::sync::mpsc;
+    use vm_memory::{MmapRegion, VolatileMemory};
+
+    fn open(handle: &Handle, request: u32) -> Handle {
+        match handle.ioctl(request, 0) {
+            Ok(Outcome::Descriptor { handle, .. }) => handle,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn signal_ends_a_run_that_would_not_end() {
+        let vm = open(&Handle::open(SystemConfig::default()), request::CREATE_VM);
+        let vcpu = open(&vm, request::CREATE_VCPU);
+        let Handle::Vcpu(vcpu) = vcpu else {
+            panic!("a vCPU");
+        };
+        // jmp to itself at the reset vector.
+        let ram = MmapRegion::<()>::new(0x1000).unwrap();
+        ram.get_slice(0xff0, 2).unwrap().copy_from(&[0xeb_u8, 0xfe]);
+        let Handle::Vm(vm) = vm else {
+            panic!("a VM");
+        };
+        let region = kvm_userspace_memory_region {
+            guest_phys_addr: 0xffff_f000,
+            memory_size: 0x1000,
+            userspace_addr: ram.as_ptr().expose_provenance() as u64,
+            ..kvm_userspace_memory_region::default()
+        };
+        vm.state.memory.set_slot(&region).unwrap();
+        let (send, receive) = mpsc::channel();
+        let runner = thread::spawn(move || {
+            send.send(this_thread()).unwrap();
+            let answer = run(&vcpu, 0).map(|_| ());
+            (answer, vcpu.page.load::<u32>(EXIT_REASON))
+        });
+        let target = receive.recv().unwrap();
+        while !runner.is_finished() {
+            signal(target);
+            thread::sleep(NAP);
+        }
+        assert_eq!(runner.join().unwrap(), (Err(Errno::EINTR), KVM_EXIT_INTR));
     }
 }

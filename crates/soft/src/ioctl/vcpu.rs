@@ -155,15 +155,12 @@ fn set_cpuid2(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     done()
 }
 
-/// Bytes of the kernel's `sigset_t`.
-const SIGSET_BYTES: u32 = 8;
-
 fn set_signal_mask(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     let mask = if arg == 0 {
         None
     } else {
         let len: u32 = client::load(arg)?;
-        if len != SIGSET_BYTES {
+        if len != client::SIGSET_BYTES {
             return Err(Errno::EINVAL);
         }
         Some(client::load(arg.wrapping_add(4))?)
