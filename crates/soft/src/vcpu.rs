@@ -53,12 +53,11 @@ impl Engine {
             forced_emulation_prefix: vm.config.forced_emulation_prefix,
             ..Config::default()
         }));
-        if id != 0 {
+        if id != vm.bootstrap_id() {
             const BOOTSTRAP: u64 = 1 << 8;
             cpu.msrs.apic_base &= !BOOTSTRAP;
         }
-        let mut msrs = MsrFile::new(GuestCpuid::new(&[]), tsc);
-        msrs.platform_info_hidden = vm.platform_info_hidden.load(Ordering::Relaxed);
+        let msrs = MsrFile::new(GuestCpuid::new(&[]), tsc);
         Self {
             id,
             cpu,
@@ -204,6 +203,7 @@ impl Engine {
             self.cpu.verify_code();
         }
         self.bus.tsc = self.msrs.tsc;
+        self.msrs.platform_info_hidden = self.vm.platform_info_hidden.load(Ordering::Relaxed);
         let stop = self.cpu.run(&mut self.bus, budget);
         drop(turn);
         match self.bus.bad.take() {

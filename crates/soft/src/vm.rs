@@ -65,6 +65,10 @@ pub(crate) struct VmState {
     /// TSC frequency of vCPUs to be.
     tsc_khz: AtomicU32,
     ids: Mutex<BTreeSet<u32>>,
+    /// The number of the bootstrap processor (`KVM_SET_BOOT_CPU_ID`).
+    bootstrap_id: AtomicU32,
+    /// The end of the numbers that a client set itself (`KVM_CAP_MAX_VCPU_ID`); 0: none.
+    max_vcpu_id: AtomicU32,
     irqchip: AtomicBool,
     /// KVM_CAP_EXCEPTION_PAYLOAD.
     pub(crate) exception_payload: AtomicBool,
@@ -85,6 +89,8 @@ impl VmState {
             clock_offset: AtomicI64::new(0),
             tsc_khz: AtomicU32::new(config.tsc_khz),
             ids: Mutex::default(),
+            bootstrap_id: AtomicU32::new(0),
+            max_vcpu_id: AtomicU32::new(0),
             irqchip: AtomicBool::new(false),
             exception_payload: AtomicBool::new(false),
             platform_info_hidden: AtomicBool::new(false),
@@ -113,7 +119,7 @@ impl VmState {
     /// # Errors
     /// EINVAL for a number beyond the limit, EEXIST for one that is taken.
     pub(crate) fn reserve(&self, id: u32) -> Result<(), Errno> {
-        if id >= MAX_VCPUS {
+        if id >= self.max_vcpu_id().unwrap_or(MAX_VCPUS) {
             return Err(Errno::EINVAL);
         }
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,6 +134,46 @@ impl VmState {
     pub(crate) fn has_vcpus(&self) -> bool {
         let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         !ids.is_empty()
+    }
+
+    /// The number of the bootstrap processor.
+    pub(crate) fn bootstrap_id(&self) -> u32 {
+        self.bootstrap_id.load(Ordering::Relaxed)
+    }
+
+    /// Sets it.
+    ///
+    /// # Errors
+    /// EBUSY if there is a vCPU, EINVAL for a number that none can have. (The end itself is let through, as by
+    /// Linux.)
+    pub(crate) fn set_bootstrap_id(&self, id: u64) -> Result<(), Errno> {
+        if self.has_vcpus() {
+            return Err(Errno::EBUSY);
+        }
+        let limit = self.max_vcpu_id().unwrap_or(MAX_VCPUS);
+        let id = u32::try_from(id).ok().filter(|id| *id <= limit);
+        self.bootstrap_id
+            .store(id.ok_or(Errno::EINVAL)?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lowers the end of the vCPUs' numbers, once.
+    ///
+    /// # Errors
+    /// EINVAL beyond the limit, below the bootstrap processor, or for another value than before.
+    pub(crate) fn set_max_vcpu_id(&self, end: u64) -> Result<(), Errno> {
+        let end = u32::try_from(end).ok().filter(|end| *end <= MAX_VCPUS);
+        let end = end.ok_or(Errno::EINVAL)?;
+        let set_before = self.max_vcpu_id().is_some_and(|before| before != end);
+        if self.bootstrap_id() > end || set_before {
+            return Err(Errno::EINVAL);
+        }
+        self.max_vcpu_id.store(end, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn max_vcpu_id(&self) -> Option<u32> {
+        Some(self.max_vcpu_id.load(Ordering::Relaxed)).filter(|end| *end != 0)
     }
 
     /// Gives the number back of a vCPU that is gone.

@@ -114,20 +114,28 @@ fn get_msrs(system: &Arc<System>, arg: u64) -> Result<Outcome, Errno> {
 }
 
 fn get_supported_cpuid(system: &Arc<System>, arg: u64) -> Result<Outcome, Errno> {
+    room_for_one(arg)?;
     let entries: Vec<_> = system.supported.iter().map(convert::cpuid_entry).collect();
     put_cpuid(arg, &entries)
 }
 
 /// Nothing is emulated beyond what is supported.
 fn get_emulated_cpuid(_: &Arc<System>, arg: u64) -> Result<Outcome, Errno> {
+    room_for_one(arg)?;
     put_cpuid(arg, &[])
+}
+
+/// The system's tables want room for an entry even if there is none (`kvm_dev_ioctl_get_cpuid`).
+fn room_for_one(arg: u64) -> Result<(), Errno> {
+    let room: u32 = client::load(arg)?;
+    if room == 0 { Err(Errno::E2BIG) } else { Ok(()) }
 }
 
 /// Fills a `kvm_cpuid2` with all entries, or says that it is too small.
 pub(super) fn put_cpuid(arg: u64, entries: &[kvm_cpuid_entry2]) -> Result<Outcome, Errno> {
     let room: u32 = client::load(arg)?;
     let count = u32::try_from(entries.len()).expect("some dozens of leaves");
-    if room < count.max(1) {
+    if room < count {
         return Err(Errno::E2BIG);
     }
     for (position, entry) in (0..).zip(entries) {

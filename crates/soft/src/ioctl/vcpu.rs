@@ -43,7 +43,7 @@ impl VcpuDescriptor {
     pub(super) fn new(vm: &VmDescriptor, id: u32) -> Result<(Self, OwnedFd), Errno> {
         let (page, fd) = RunPage::new()?;
         vm.state.reserve(id)?;
-        let application_processor = id != 0 && vm.state.has_irqchip();
+        let application_processor = id != vm.state.bootstrap_id() && vm.state.has_irqchip();
         let inner = Inner {
             engine: Engine::new(Arc::clone(&vm.state), id),
             mp_state: if application_processor {

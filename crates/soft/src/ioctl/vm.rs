@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_X86_USER_SPACE_MSR,
-    kvm_clock_data, kvm_dirty_log, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MSR_PLATFORM_INFO,
+    KVM_CAP_X86_USER_SPACE_MSR, kvm_clock_data, kvm_dirty_log, kvm_enable_cap, kvm_pit_config,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use msrgate_core::{Errno, ExitReasons, FILTER_BYTES_64, RawFilter};
 
@@ -58,7 +58,8 @@ pub(super) const HANDLERS: &[(u32, Handler<VmDescriptor>)] = &[
 ];
 
 fn create_vcpu(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
-    let (vcpu, fd) = VcpuDescriptor::new(vm, int(arg))?;
+    let id = u32::try_from(arg).map_err(|_| Errno::EINVAL)?;
+    let (vcpu, fd) = VcpuDescriptor::new(vm, id)?;
     Ok(Outcome::Descriptor {
         handle: Handle::Vcpu(Arc::new(vcpu)),
         fd,
@@ -138,6 +139,7 @@ fn enable_cap(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
             let hidden = &vm.state.platform_info_hidden;
             hidden.store(value == 0, Ordering::Relaxed);
         }
+        KVM_CAP_MAX_VCPU_ID => vm.state.set_max_vcpu_id(value)?,
         _ => return Err(Errno::EINVAL),
     }
     done()
@@ -208,15 +210,9 @@ fn no_irqchip(_: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
     Err(Errno::ENXIO)
 }
 
-/// The bootstrap processor is always vCPU 0.
 fn set_boot_cpu_id(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
-    if vm.state.has_vcpus() {
-        Err(Errno::EBUSY)
-    } else if int(arg) != 0 {
-        Err(Errno::EINVAL)
-    } else {
-        done()
-    }
+    vm.state.set_bootstrap_id(arg)?;
+    done()
 }
 
 fn get_clock(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
