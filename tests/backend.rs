@@ -223,7 +223,7 @@ fn triple_fault_is_an_exit<B: Backend>() {
         return;
     };
     machine.set_list(&[Request {
-        routine: Routine::LockRdmsr,
+        routine: Routine::UserRdmsr,
         rcx: 0,
         rax: 0,
         rdx: 0,

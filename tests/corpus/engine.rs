@@ -13,6 +13,7 @@ use msrgate_tests::case::{
 };
 use msrgate_tests::door::{Door, Mapping};
 use msrgate_tests::guest::{self, Answer, Routine};
+use msrgate_tests::host::HostFlaws;
 use msrgate_tests::image::{Image, WINDOW_BYTES};
 use msrgate_tests::kernel_door::with_pending_signal;
 use msrgate_tests::raw::{MsrRecord, RawExit, RawMachine};
@@ -125,9 +126,14 @@ fn guest_access<D: Door>(
     direction: Access,
 ) -> Result<(), Trouble> {
     let routine = access.routine(direction);
+    let flaws = HostFlaws::of_this_host();
+    let needs_queue = access.complete_by == CompleteBy::QueuedUd;
+    if !flaws.can_run(routine) || needs_queue && !flaws.keeps_queued_exceptions() {
+        return Err(Trouble::Unsupported("the processor gets it wrong"));
+    }
     let request = guest::Request {
         routine,
-        rcx: JUNK | u64::from(access.index),
+        rcx: JUNK & flaws.rcx_junk() | u64::from(access.index),
         rax: JUNK | access.value.0 & 0xffff_ffff,
         rdx: JUNK | access.value.0 >> 32,
     };

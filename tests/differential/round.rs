@@ -5,6 +5,7 @@ use msrgate_core::{
     VmExit,
 };
 use msrgate_tests::guest::{Request, Routine};
+use msrgate_tests::host::HostFlaws;
 use msrgate_tests::random::Random;
 
 use crate::known::Known;
@@ -27,8 +28,9 @@ impl Round {
     pub(crate) fn random(random: &mut Random, known: &Known) -> Self {
         let reasons = ExitReasons::from_mask(random.below(8).into());
         let filter = random_filter(random);
-        let requests = std::iter::repeat_with(|| random_request(random, &filter))
-            .filter(|request| known.may_compare(request))
+        let flaws = HostFlaws::of_this_host();
+        let requests = std::iter::repeat_with(|| random_request(random, &filter, flaws))
+            .filter(|request| known.may_compare(request) && flaws.can_run(request.routine))
             .take(ACCESSES)
             .collect();
         Self {
@@ -83,7 +85,7 @@ fn random_range(random: &mut Random) -> FilterRange {
     }
 }
 
-fn random_request(random: &mut Random, filter: &MsrFilter) -> Request {
+fn random_request(random: &mut Random, filter: &MsrFilter, flaws: HostFlaws) -> Request {
     let index = match filter.ranges() {
         ranges @ [_, ..] if random.one_in(3) => {
             let at = random.below(u32::try_from(ranges.len()).expect("at most 16"));
@@ -97,7 +99,7 @@ fn random_request(random: &mut Random, filter: &MsrFilter) -> Request {
     let value = random_value(random);
     Request {
         routine: random_routine(random),
-        rcx: random.bits() << 32 | u64::from(index),
+        rcx: random.bits() << 32 & flaws.rcx_junk() | u64::from(index),
         rax: random.bits() << 32 | value & 0xffff_ffff,
         rdx: random.bits() << 32 | value >> 32,
     }

@@ -11,6 +11,7 @@ pub mod case;
 pub mod door;
 pub mod faulty;
 pub mod guest;
+pub mod host;
 pub mod image;
 pub mod kernel_door;
 pub mod machine;
