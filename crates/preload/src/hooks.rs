@@ -1,7 +1,7 @@
 //! The functions that take libc's place, as a table: signature, and what of it is ours.
 //!
-//! `first` may answer in libc's stead; `with` gives libc another argument; `last` sees what libc answered; and
-//! `around` calls libc itself. [`guarded`] stands around each of the first three: it keeps errno, stops our own calls from coming back to us, and
+//! `first` may answer in libc's stead; `with` gives libc another argument; `last` sees what libc answered.
+//! [`guarded`] stands around each of them: it keeps errno, stops our own calls from coming back to us, and
 //! turns a panic into a failed call. Libc's function is called outside of it, so that a thread can be
 //! cancelled there as ever.
 //!
@@ -14,15 +14,13 @@
     reason = "symbols that take libc's place, and calls of the functions they replace"
 )]
 
-mod signals;
-
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 use std::{env, mem, ptr};
 
-use libc::{FILE, mode_t, sighandler_t};
+use libc::{FILE, mode_t};
 use msrgate_core::Errno;
 
 use crate::device::Device;
@@ -54,8 +52,7 @@ macro_rules! function {
 
 macro_rules! hooks {
     ($(fn $name:ident($($arg:ident: $type:ty),* $(; $($rest:ident: $rest_type:ty),+)?) -> $result:ty
-        $(, first $first:expr)? $(, with $changed:ident = $with:expr)? $(, last |$answer:pat_param| $last:expr)?
-        $(, around |$next:ident| $around:expr)?;)*
+        $(, first $first:expr)? $(, with $changed:ident = $with:expr)? $(, last |$answer:pat_param| $last:expr)?;)*
     ) => {$(
         // SAFETY: the name is libc's, and so are the types.
         #[unsafe(no_mangle)]
@@ -72,10 +69,6 @@ macro_rules! hooks {
             type Function = function!(($($type),*) ($($($rest_type),+)?) $result);
             // SAFETY: the loader found libc's function of this name, and this is its type.
             let next = unsafe { mem::transmute::<*mut c_void, Function>(address) };
-            $(if *ENABLED {
-                let $next = next;
-                return $around;
-            })?
             let result = {
                 $(let $changed = guarded(|| Some(Ok($with))).unwrap_or($changed);)?
                 // SAFETY: the arguments are the program's own, or a path that never goes away.
@@ -115,10 +108,6 @@ hooks! {
     fn fcntl(fd: c_int, command: c_int; argument: c_ulong) -> c_int, last |new| controlled(fd, command, new);
     fn fcntl64(fd: c_int, command: c_int; argument: c_ulong) -> c_int, last |new| controlled(fd, command, new);
 
-    fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int, around |next| signals::sigaction(signal, new, old, next);
-    fn signal(signal: c_int, handler: sighandler_t) -> sighandler_t, around |next| signals::signal(signal, handler, next);
-    fn __sysv_signal(signal: c_int, handler: sighandler_t) -> sighandler_t, around |next| signals::signal(signal, handler, next);
-
     fn access(path: *const c_char, mode: c_int) -> c_int, with path = stand_in(path);
     fn eaccess(path: *const c_char, mode: c_int) -> c_int, with path = stand_in(path);
     fn euidaccess(path: *const c_char, mode: c_int) -> c_int, with path = stand_in(path);
@@ -145,11 +134,6 @@ impl Returned for c_int {
 
 impl<T> Returned for *mut T {
     const FAILURE: Self = ptr::null_mut();
-}
-
-/// `SIG_ERR`.
-impl Returned for sighandler_t {
-    const FAILURE: Self = libc::SIG_ERR;
 }
 
 impl<T> Returned for *const T {

@@ -9,7 +9,6 @@
 //! they always mean: /dev/kvm is an open /dev/null, and a vCPU is a memfd that holds its `kvm_run` page.
 //!
 //! * `hooks`: the functions that take libc's place, and which question each asks.
-//!   Signal handlers go through `hooks::signals`, so that a signal ends `KVM_RUN`.
 //! * `door`: the answers. No unsafe code.
 //! * `table`: which descriptor is what. `KVM_RUN` finds its vCPU there without a lock.
 //! * `device`: the paths that are ours, as data.
