@@ -168,13 +168,22 @@ impl<B: Bus> Code<B> {
         Ok(span)
     }
 
-    /// A block that was decoded before and still stands for its bytes.
+    /// A block that was decoded before and still stands for its bytes. Dead blocks leave the chain on the way.
     fn search(&mut self, cpu: &mut Cpu, bus: &mut B, place: &Place) -> Result<Option<u32>, Exit> {
-        let mut number = self.buckets[place.key.bucket()];
+        let bucket = place.key.bucket();
+        let mut before = None;
+        let mut number = self.buckets[bucket];
         while number != NONE {
             let block = self.blocks[number as usize];
-            if block.live && block.key == place.key && self.is_current(cpu, bus, place, number)? {
+            if !block.live {
+                match before {
+                    None => self.buckets[bucket] = block.next,
+                    Some(before) => self.blocks[before as usize].next = block.next,
+                }
+            } else if block.key == place.key && self.is_current(cpu, bus, place, number)? {
                 return Ok(Some(number));
+            } else {
+                before = Some(number);
             }
             number = block.next;
         }

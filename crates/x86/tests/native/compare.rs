@@ -1,5 +1,7 @@
 //! What must be equal after an instruction, and what the manuals leave undefined.
 
+use core::fmt;
+
 use iced_x86::{Code, Instruction, Mnemonic, RflagsBits};
 
 use crate::state::{End, State};
@@ -24,11 +26,11 @@ pub(crate) fn compare(
     got: (&State, End),
 ) -> Vec<Difference> {
     let mut differences = Vec::new();
-    let mut check = |what: &str, wanted: u128, got: u128| {
+    let mut check = |what: fmt::Arguments<'_>, wanted: u128, got: u128| {
         if wanted != got {
             let (wanted, got) = (format!("{wanted:#x}"), format!("{got:#x}"));
             differences.push(Difference {
-                what: what.into(),
+                what: what.to_string(),
                 wanted,
                 got,
             });
@@ -37,27 +39,39 @@ pub(crate) fn compare(
     let (wanted_end, got_end) = (significant(insn, wanted.1), significant(insn, got.1));
     let (wanted, got) = (wanted.0, got.0);
     for (i, name) in NAMES.iter().enumerate() {
-        check(name, wanted.gpr[i].into(), got.gpr[i].into());
+        check(
+            format_args!("{name}"),
+            wanted.gpr[i].into(),
+            got.gpr[i].into(),
+        );
     }
     let faulted = matches!(wanted_end, End::Fault { .. });
     let flags = defined_flags(insn, faulted);
     check(
-        "rflags",
+        format_args!("rflags"),
         (wanted.rflags & flags).into(),
         (got.rflags & flags).into(),
     );
     let (a, b) = (&wanted.fx, &got.fx);
     for i in 0..16 {
-        check(&format!("xmm{i}"), a.xmm[i], b.xmm[i]);
+        check(format_args!("xmm{i}"), a.xmm[i], b.xmm[i]);
     }
     let mxcsr = defined_mxcsr(insn, a.mxcsr, wanted_end);
-    check("mxcsr", (a.mxcsr & mxcsr).into(), (b.mxcsr & mxcsr).into());
-    check("fcw", a.fcw.into(), b.fcw.into());
-    check("fsw", a.fsw.into(), b.fsw.into());
-    check("ftw", (a.ftw & 0xff).into(), (b.ftw & 0xff).into());
+    check(
+        format_args!("mxcsr"),
+        (a.mxcsr & mxcsr).into(),
+        (b.mxcsr & mxcsr).into(),
+    );
+    check(format_args!("fcw"), a.fcw.into(), b.fcw.into());
+    check(format_args!("fsw"), a.fsw.into(), b.fsw.into());
+    check(
+        format_args!("ftw"),
+        (a.ftw & 0xff).into(),
+        (b.ftw & 0xff).into(),
+    );
     for i in 0..8 {
         let low = |st: [u8; 16]| u128::from_le_bytes(st) & ((1 << 80) - 1);
-        check(&format!("st{i}"), low(a.st[i]), low(b.st[i]));
+        check(format_args!("st{i}"), low(a.st[i]), low(b.st[i]));
     }
     if wanted_end != got_end {
         let (wanted, got) = (format!("{wanted_end:x?}"), format!("{got_end:x?}"));

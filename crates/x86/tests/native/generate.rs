@@ -279,26 +279,32 @@ fn is_safe(subject: &Subject, state: &State) -> bool {
 
 /// Whether an instruction may be tried.
 fn is_fit(insn: &Instruction) -> bool {
-    use Mnemonic::*;
     let plain = |register: Register| register.is_gpr() || register.is_xmm() || register.is_st();
     let registers_are_plain = (0..insn.op_count())
         .filter(|&i| insn.op_kind(i) == OpKind::Register)
         .all(|i| plain(insn.op_register(i)));
-    let features_are_known = insn.cpuid_features().iter().all(|feature| {
-        use CpuidFeature::*;
-        !matches!(
-            feature,
-            D3NOW | D3NOWEXT | SSE4A | AES | SHA | PCLMULQDQ | GFNI | AESKLE
-        )
-    });
-    let flow = match insn.flow_control() {
+    let stays_here = match insn.flow_control() {
         FlowControl::Next => true,
         FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call => {
             insn.op0_kind() == OpKind::NearBranch64
         }
         _ => false,
     };
-    let reads_system = matches!(
+    let own_segment = !matches!(insn.memory_segment(), Register::FS | Register::GS);
+    insn.code().encoding() == EncodingKind::Legacy
+        && !insn.is_privileged()
+        && registers_are_plain
+        && stays_here
+        && own_segment
+        && !is_of_the_system(insn)
+        && is_in_scope(insn)
+        && is_defined(insn)
+}
+
+/// What reads or changes more than registers and memory, or saves pointers that processors keep differently.
+fn is_of_the_system(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let more = matches!(
         insn.mnemonic(),
         Rdtsc
             | Rdtscp
@@ -309,6 +315,7 @@ fn is_fit(insn: &Instruction) -> bool {
             | Rdseed
             | Rdpid
             | Rdpru
+            | Clzero
             | Sldt
             | Str
             | Smsw
@@ -318,7 +325,22 @@ fn is_fit(insn: &Instruction) -> bool {
             | Lsl
             | Verr
             | Verw
-            | Xsave
+            | Lfs
+            | Lgs
+            | Lss
+            | Syscall
+            | Sysenter
+            | Popf
+            | Popfd
+            | Popfq
+            | Rdfsbase
+            | Rdgsbase
+            | Wrfsbase
+            | Wrgsbase
+    );
+    let saves = matches!(
+        insn.mnemonic(),
+        Xsave
             | Xsave64
             | Xsavec
             | Xsavec64
@@ -334,30 +356,42 @@ fn is_fit(insn: &Instruction) -> bool {
             | Fnsave
             | Fldenv
             | Frstor
-            | Popf
-            | Popfd
-            | Popfq
-            | Enter
-            | Clzero
-            | Lfs
-            | Lgs
-            | Lss
-            | Rdfsbase
-            | Rdgsbase
-            | Wrfsbase
-            | Wrgsbase
-            | Syscall
-            | Sysenter
     );
-    let own_segment = !matches!(insn.memory_segment(), Register::FS | Register::GS);
-    insn.code().encoding() == EncodingKind::Legacy
-        && !insn.is_privileged()
-        && registers_are_plain
-        && features_are_known
-        && flow
-        && !reads_system
-        && own_segment
-        && is_defined(insn)
+    // Its frame pointers are not where its operands say.
+    let frame = insn.mnemonic() == Enter;
+    more || saves || frame
+}
+
+/// Whether the instruction is among what the embedded processor is meant to have.
+fn is_in_scope(insn: &Instruction) -> bool {
+    use CpuidFeature::*;
+    is_everywhere(insn)
+        || insn.cpuid_features().iter().all(|feature| {
+            matches!(
+                feature,
+                SSE3 | SSSE3
+                    | SSE4_1
+                    | SSE4_2
+                    | POPCNT
+                    | LZCNT
+                    | BMI1
+                    | MOVBE
+                    | MMX
+                    | CX8
+                    | CMPXCHG16B
+                    | CLFSH
+                    | CLFLUSHOPT
+                    | CLWB
+                    | PREFETCHW
+                    | MULTIBYTENOP
+                    | PAUSE
+                    | CET_IBT
+                    | FPU
+                    | X64
+                    | INTEL486
+                    | INTEL386
+            )
+        })
 }
 
 /// Whether every processor since the first with 64 bits and SSE2 has the instruction.

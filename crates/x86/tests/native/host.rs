@@ -227,7 +227,8 @@ fn install_handlers() {
         ss_size: STACK_BYTES,
     };
     // SAFETY: the stack is leaked, so it stays.
-    assert_eq!(unsafe { libc::sigaltstack(&stack, ptr::null_mut()) }, 0);
+    let result = unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
+    assert_eq!(result, 0);
     for signal in [
         libc::SIGILL,
         libc::SIGSEGV,
@@ -240,10 +241,8 @@ fn install_handlers() {
         action.sa_sigaction = handler as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         // SAFETY: the handler has the signature that SA_SIGINFO asks for.
-        assert_eq!(
-            unsafe { libc::sigaction(signal, &action, ptr::null_mut()) },
-            0
-        );
+        let result = unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+        assert_eq!(result, 0);
     }
 }
 

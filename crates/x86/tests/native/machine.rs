@@ -356,11 +356,11 @@ fn map_pages(ram: &mut Ram) {
     let mut entry = |table: u64, index: u64, value: u64| {
         ram.at(table, index * 8, &value.to_le_bytes());
     };
-    entry(PML4, 0, PDPT * PAGE | ALL);
-    entry(PDPT, 0, PD * PAGE | ALL);
-    entry(PD, BASE >> 21 & 511, PT * PAGE | ALL);
+    entry(PML4, 0, (PDPT * PAGE) | ALL);
+    entry(PDPT, 0, (PD * PAGE) | ALL);
+    entry(PD, BASE >> 21 & 511, (PT * PAGE) | ALL);
     let mut page = |address: u64, frame: u64, bits: u64| {
-        entry(PT, (address - BASE) / PAGE, frame * PAGE | bits);
+        entry(PT, (address - BASE) / PAGE, (frame * PAGE) | bits);
     };
     let mut identical = |range: core::ops::Range<u64>, bits: u64| {
         for address in range.step_by(PAGE as usize) {
