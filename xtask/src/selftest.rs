@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Only the table, not each test's output
     #[arg(long)]
     brief: bool,
+    /// With the release build of msrgate (the interpreter is optimized in both)
+    #[arg(long)]
+    release: bool,
 }
 
 /// Which /dev/kvm a test opens.
@@ -89,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } else {
         options.tests.clone()
     };
-    let worlds = worlds(options.on)?;
+    let worlds = worlds(options)?;
 
     let mut counts = Counts::default();
     let mut table = Vec::new();
@@ -100,7 +103,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             let outcome = match (&program, ready) {
                 (Err(error), _) => Outcome::Failed(format!("does not build: {error:#}")),
                 (Ok(_), Some(why)) => Outcome::Skipped(why.clone()),
-                (Ok(program), None) => run_one(program, *world, &folder, options.brief)?,
+                (Ok(program), None) => run_one(program, *world, &folder, options)?,
             };
             counts.add(&outcome);
             row.push(format!("{world}: {outcome}"));
@@ -119,21 +122,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// The worlds that were asked for, each with the reason why it cannot run here.
-fn worlds(only: Option<World>) -> Result<Vec<(World, Option<String>)>> {
+fn worlds(options: &Options) -> Result<Vec<(World, Option<String>)>> {
     let mut worlds = Vec::new();
-    if only != Some(World::Soft) {
+    if options.on != Some(World::Soft) {
         worlds.push((World::Kvm, no_kvm()?));
     }
-    if only != Some(World::Kvm) {
+    if options.on != Some(World::Kvm) {
         let mut build = shell::cargo();
-        build.args([
-            "build",
-            "--release",
-            "-p",
-            "msrgate",
-            "-p",
-            "msrgate-preload",
-        ]);
+        build.args(["build", "-p", "msrgate", "-p", "msrgate-preload"]);
+        if options.release {
+            build.arg("--release");
+        }
         shell::run(&mut build)?;
         worlds.push((World::Soft, None));
     }
@@ -153,13 +152,14 @@ fn no_kvm() -> Result<Option<String>> {
     Ok(Some(format!("/dev/kvm does not open: {error}")))
 }
 
-fn run_one(program: &Path, world: World, folder: &Path, brief: bool) -> Result<Outcome> {
+fn run_one(program: &Path, world: World, folder: &Path, options: &Options) -> Result<Outcome> {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let log = folder.join("log").join(format!("{name}.{world}"));
     let mut command = match world {
         World::Kvm => Command::new(program),
         World::Soft => {
-            let mut wrap = Command::new(shell::target_dir().join("release/msrgate"));
+            let profile = if options.release { "release" } else { "debug" };
+            let mut wrap = Command::new(shell::target_dir().join(profile).join("msrgate"));
             wrap.args(["wrap", "--kvm", "soft", "--"]).arg(program);
             wrap
         }
@@ -168,7 +168,7 @@ fn run_one(program: &Path, world: World, folder: &Path, brief: bool) -> Result<O
     let status = shell::run_for(&mut command, &log, TIME_LIMIT)?;
     let text =
         String::from_utf8_lossy(&fs::read(&log).context("cannot read the log")?).into_owned();
-    if !brief {
+    if !options.brief {
         print!("{text}");
     }
     let Some(status) = status else {
