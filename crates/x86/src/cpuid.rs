@@ -68,6 +68,7 @@ pub const SUPPORTED_FEATURES: &[Feature] = &{
         feature(7, Ecx, 22, "rdpid"),
         feature(7, Edx, 4, "fsrm"),
         feature(0x8000_0001, Ecx, 0, "lahf_lm"),
+        feature(0x8000_0001, Ecx, 5, "abm"),
         feature(0x8000_0001, Ecx, 8, "3dnowprefetch"),
         feature(0x8000_0001, Edx, 11, "syscall"),
         feature(0x8000_0001, Edx, 20, "nx"),

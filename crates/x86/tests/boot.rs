@@ -1,5 +1,10 @@
 //! The way of every kernel: real mode, protected mode, long mode, a user program, its system call, and a
 //! page fault that maps the page.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "what fails here fails the test"
+)]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! A guest may put anything anywhere: page tables, descriptors, gates, stacks and code of random bytes must
 //! neither panic, nor hang, nor make the processor break its promises to the bus.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "what fails here fails the test"
+)]
 
 use msrgate_core::{DescriptorTable, Gp, Segment, SystemRegisters};
 use msrgate_x86::{Bus, Config, Cpu, PAGE_BYTES, RamPage, Stop, fixed_cpuid};
@@ -215,6 +220,13 @@ fn machine(random: &mut Random) -> (Cpu, Strict) {
         }
     }
     cpu.set_system_registers(&system);
+    scatter_registers(&mut cpu, random);
+    cpu.msrs.star = random.next();
+    cpu.msrs.lstar = random.address();
+    (cpu, Strict(ram))
+}
+
+fn scatter_registers(cpu: &mut Cpu, random: &mut Random) {
     let mut registers = cpu.registers();
     for register in [
         &mut registers.rax,
@@ -231,9 +243,6 @@ fn machine(random: &mut Random) -> (Cpu, Strict) {
     }
     registers.rflags = random.next() & 0x3f_7fd7 & !(1 << 8);
     cpu.set_registers(&registers);
-    cpu.msrs.star = random.next();
-    cpu.msrs.lstar = random.address();
-    (cpu, Strict(ram))
 }
 
 /// Page 0 becomes the root of tables that map all of RAM, most of it for users too.

@@ -1,16 +1,20 @@
 //! Segment registers and far transfers: which descriptor may go where, and the error code if it may not.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "what fails here fails the test"
+)]
 
 mod support;
 #[path = "support/tables.rs"]
 mod tables;
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use msrgate_x86::Stop;
 use support::{CODE, Machine, STACK};
 use tables::{
     FREE, GDT, KERNEL_CODE, KERNEL_DATA, RSP0, TASK, TSS, USER_CODE, USER_CODE_32, USER_DATA,
-    become_user, frame,
+    become_user, frame, gate, kernel, user,
 };
 
 const UD: u8 = 6;
@@ -19,14 +23,6 @@ const SS: u8 = 12;
 const GP: u8 = 13;
 
 const PRESENT: u64 = 1 << 47;
-
-fn machine(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
-    let mut a = CodeAssembler::new(64).unwrap();
-    build(&mut a).unwrap();
-    let mut m = Machine::long(&a.assemble(CODE).unwrap());
-    tables::install(&mut m);
-    m
-}
 
 /// Runs to a HLT: `Ok` if it is the program's own, else the vector and the error code.
 fn outcome(m: &mut Machine) -> Result<(), (u8, u64)> {
@@ -42,7 +38,7 @@ fn outcome(m: &mut Machine) -> Result<(), (u8, u64)> {
 /// What MOV to a segment register says to `selector`, with `raw` at FREE.
 fn load(register: AsmRegisterSegment, cpl: u8, raw: u64, selector: u16) -> Result<(), (u8, u64)> {
     // HLT would fault for the user: INT1 ends both.
-    let mut m = machine(|a| {
+    let mut m = kernel(|a| {
         a.mov(register, eax)?;
         a.int1()
     });
@@ -159,7 +155,7 @@ fn stack_segment_register_takes_what_the_level_may_write() {
 
 #[test]
 fn load_sets_the_accessed_bit_and_takes_the_base() {
-    let mut m = machine(|a| {
+    let mut m = kernel(|a| {
         a.mov(fs, eax)?;
         a.mov(rbx, qword_ptr(8).fs())?;
         a.hlt()
@@ -182,7 +178,7 @@ fn mov_to_cs_does_not_exist() {
 #[test]
 fn far_jump_changes_the_code_segment() {
     let to = |selector: u16| {
-        let mut m = machine(|a| {
+        let mut m = kernel(|a| {
             a.db(&[0x48, 0xff, 0x2f])?; // JMP FAR m16:64 at RDI
             a.nop()
         });
@@ -215,7 +211,7 @@ fn far_jump_changes_the_code_segment() {
 
 #[test]
 fn far_return_goes_to_the_user_and_drops_kernel_segments() {
-    let mut m = machine(|a| a.db(&[0x48, 0xca, 16, 0]));
+    let mut m = kernel(|a| a.db(&[0x48, 0xca, 16, 0]));
     m.ram.write(0x30_0000, &[0xf1]); // INT1
     for (i, qword) in [
         0x30_0000,
@@ -247,7 +243,7 @@ fn far_return_goes_to_the_user_and_drops_kernel_segments() {
 
 #[test]
 fn call_gate_switches_to_the_stack_of_its_level() {
-    let mut m = machine(|a| {
+    let mut m = kernel(|a| {
         a.db(&[0xff, 0x1f])?; // CALL FAR m16:32 at RDI
         a.nop()
     });
@@ -271,7 +267,7 @@ fn call_gate_switches_to_the_stack_of_its_level() {
 
 #[test]
 fn call_gate_of_the_kernel_is_closed_to_the_user() {
-    let mut m = machine(|a| a.db(&[0xff, 0x1f]));
+    let mut m = kernel(|a| a.db(&[0xff, 0x1f]));
     tables::descriptor(&mut m, 0, 0x0031_8c00_0008_0000);
     m.ram.write(0x30_0004, &(FREE | 3).to_le_bytes());
     become_user(&mut m);
@@ -281,7 +277,7 @@ fn call_gate_of_the_kernel_is_closed_to_the_user() {
 
 #[test]
 fn ltr_marks_the_tss_busy_and_lldt_takes_16_bytes() {
-    let mut m = machine(|a| {
+    let mut m = kernel(|a| {
         a.ltr(ax)?;
         a.lldt(bx)?;
         a.str(ecx)?;
@@ -327,7 +323,7 @@ fn ltr_refuses_what_is_no_available_tss() {
             (GP, 0x30),
         ),
     ] {
-        let mut m = machine(|a| a.ltr(ax));
+        let mut m = kernel(|a| a.ltr(ax));
         m.ram.write_u64(GDT + u64::from(TASK), raw);
         m.set(|r| r.rax = selector.into());
         assert_eq!(outcome(&mut m), Err(expected), "{what}");
@@ -353,7 +349,7 @@ fn lar_lsl_verr_and_verw_answer_in_zf() {
         (KERNEL_DATA | 3, ABSENT, false, false),
     ];
     for (selector, (rights, limit), readable, writable) in rows {
-        let mut m = machine(|a| {
+        let mut m = kernel(|a| {
             a.lar(ebx, eax)?;
             a.setz(r8b)?;
             a.lsl(ecx, eax)?;
@@ -380,7 +376,7 @@ fn lar_lsl_verr_and_verw_answer_in_zf() {
 
 #[test]
 fn far_pointer_load_has_no_interrupt_shadow() {
-    let mut m = machine(|a| a.db(&[0x0f, 0xb2, 0x27])); // LSS ESP, m16:32 at RDI
+    let mut m = kernel(|a| a.db(&[0x0f, 0xb2, 0x27])); // LSS ESP, m16:32 at RDI
     m.ram
         .write(0x30_0000, &[0, 0, 0x1c, 0, KERNEL_DATA as u8, 0]);
     m.set(|r| (r.rdi, r.rflags) = (0x30_0000, 0x202));

@@ -1,51 +1,25 @@
 //! System instructions: control registers, system calls, ports, CPUID, and the privilege that each needs.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "what fails here fails the test"
+)]
 
 mod support;
 #[path = "support/tables.rs"]
 mod tables;
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use msrgate_core::Segment;
-use msrgate_x86::{Config, CpuidLeaf, CpuidRegister, Stop, fixed_cpuid, supported_mask};
-use support::{CODE, MMIO, Machine, STACK};
-use tables::{RSP0, TSS, USER_CODE, become_user, frame};
+use msrgate_x86::{Config, CpuidLeaf, CpuidRegister, Stop, supported_mask};
+use support::{CODE, Machine, STACK};
+use tables::{RSP0, TSS, USER_CODE, frame, kernel, step, user};
 
 const DB: u8 = 1;
 const UD: u8 = 6;
 const GP: u8 = 13;
-const PF: u8 = 14;
 
 const IF: u64 = 1 << 9;
-
-fn machine(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
-    let mut a = CodeAssembler::new(64).unwrap();
-    build(&mut a).unwrap();
-    let config = Config {
-        cpuid: fixed_cpuid(),
-        ..Config::default()
-    };
-    let mut m = Machine::long_with(&a.assemble(CODE).unwrap(), config);
-    tables::install(&mut m);
-    m
-}
-
-fn user(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
-    let mut m = machine(build);
-    become_user(&mut m);
-    m
-}
-
-/// Runs one instruction: `Ok`, or the vector of its exception.
-fn step(m: &mut Machine) -> Result<(), u8> {
-    assert_eq!(m.run(1), Stop::Budget);
-    let rip = m.cpu.registers().rip;
-    if (tables::HANDLERS..tables::HANDLERS + 0x1000).contains(&rip) {
-        Err(u8::try_from((rip - tables::HANDLERS) / 16).unwrap())
-    } else {
-        Ok(())
-    }
-}
 
 const PE: u64 = 1;
 const WP: u64 = 1 << 16;
@@ -70,7 +44,7 @@ fn cr0_takes_only_what_the_manual_allows() {
         ("paging off in 64-bit mode", PE, Err(GP)),
     ];
     for (what, value, expected) in rows {
-        let mut m = machine(|a| a.mov(cr0, rax));
+        let mut m = kernel(|a| a.mov(cr0, rax));
         m.set(|r| r.rax = value);
         let before = m.cpu.system_registers().cr0;
         assert_eq!(step(&mut m).err(), expected.err(), "{what}");
@@ -99,7 +73,7 @@ fn cr3_cr4_and_cr8_refuse_reserved_bits() {
         ("CR8 of 16", cr8, 16, Err(GP)),
     ];
     for (what, register, value, expected) in rows {
-        let mut m = machine(|a| a.mov(register, rax));
+        let mut m = kernel(|a| a.mov(register, rax));
         m.set(|r| r.rax = value);
         assert_eq!(step(&mut m), expected, "{what}");
     }
@@ -190,7 +164,7 @@ fn umip_hides_the_tables_from_the_user() {
 
 #[test]
 fn lgdt_and_sgdt_move_ten_bytes() {
-    let mut m = machine(|a| {
+    let mut m = kernel(|a| {
         a.db(&[0x0f, 0x01, 0x17])?; // LGDT [RDI]
         a.db(&[0x0f, 0x01, 0x06]) // SGDT [RSI]
     });
@@ -201,7 +175,7 @@ fn lgdt_and_sgdt_move_ten_bytes() {
     assert_eq!(m.ram.bytes[0x30_0100..0x30_010a], bytes);
     assert_eq!(m.cpu.system_registers().gdt.base, 0xffff_8005_0403_0201);
     m.ram.write(0x30_0000, &[0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0]);
-    let mut m2 = machine(|a| a.db(&[0x0f, 0x01, 0x17]));
+    let mut m2 = kernel(|a| a.db(&[0x0f, 0x01, 0x17]));
     m2.ram.write(0x30_0000, &[0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0]);
     m2.set(|r| r.rdi = 0x30_0000);
     assert_eq!(step(&mut m2), Err(GP), "a base that is not canonical");
@@ -280,7 +254,7 @@ fn syscall_and_sysret_build_their_segments_from_star() {
 
 #[test]
 fn sysretd_returns_to_32_bit_code() {
-    let mut m = machine(|a| a.db(&[0x0f, 0x07]));
+    let mut m = kernel(|a| a.db(&[0x0f, 0x07]));
     let mut system = m.cpu.system_registers();
     system.efer |= 1;
     m.cpu.set_system_registers(&system);
@@ -299,7 +273,7 @@ fn syscall_needs_sce_and_sysret_a_canonical_rip() {
     system.efer &= !1;
     m.cpu.set_system_registers(&system);
     assert_eq!(step(&mut m), Err(UD));
-    let mut m = machine(|a| a.sysretq());
+    let mut m = kernel(|a| a.sysretq());
     let mut system = m.cpu.system_registers();
     system.efer |= 1;
     m.cpu.set_system_registers(&system);
@@ -332,7 +306,7 @@ fn sysenter_and_sysexit_use_their_msrs() {
 
 #[test]
 fn swapgs_exchanges_the_bases() {
-    let mut m = machine(|a| a.swapgs());
+    let mut m = kernel(|a| a.swapgs());
     m.cpu.msrs.kernel_gs_base = 0xffff_8000_0000_1000;
     m.run(1);
     assert_eq!(m.cpu.system_registers().gs.base, 0xffff_8000_0000_1000);
@@ -361,7 +335,7 @@ fn wrfsbase_needs_cr4_and_a_canonical_base() {
 
 #[test]
 fn debug_registers_have_aliases_and_a_guard() {
-    let mut m = machine(|a| {
+    let mut m = kernel(|a| {
         a.mov(dr4, rax)?;
         a.mov(rbx, dr6)
     });
@@ -372,16 +346,16 @@ fn debug_registers_have_aliases_and_a_guard() {
         0xffff_0ff0,
         "DR4 is DR6 without CR4.DE"
     );
-    let mut m = machine(|a| a.mov(dr4, rax));
+    let mut m = kernel(|a| a.mov(dr4, rax));
     let mut system = m.cpu.system_registers();
     system.cr4 |= 1 << 3;
     m.cpu.set_system_registers(&system);
     assert_eq!(step(&mut m), Err(UD));
-    let mut m = machine(|a| a.mov(dr7, rax));
+    let mut m = kernel(|a| a.mov(dr7, rax));
     m.set(|r| r.rax = 1 << 32);
     assert_eq!(step(&mut m), Err(GP));
 
-    let mut m = machine(|a| a.mov(rax, dr0));
+    let mut m = kernel(|a| a.mov(rax, dr0));
     let mut debug = m.cpu.debug_registers();
     debug.dr7 |= 1 << 13;
     m.cpu.set_debug_registers(debug);
@@ -392,195 +366,13 @@ fn debug_registers_have_aliases_and_a_guard() {
 }
 
 #[test]
-fn ports_of_the_user_are_those_of_the_bitmap() {
-    let at = |port: u16| TSS + 0x68 + u64::from(port / 8);
-    let stop = |port, len_bytes| Stop::IoIn { port, len_bytes };
-    for (size, code) in [(1, &[0xec_u8][..]), (2, &[0x66, 0xed]), (4, &[0xed])] {
-        for bit in 0..8 {
-            let mut m = user(|a| a.db(code));
-            let port = 0x3f8 + 8 - size;
-            m.set(|r| r.rdx = port.into());
-            m.ram.write(at(port), &[1 << bit]);
-            let forbidden = (8 - size..8).contains(&bit);
-            if forbidden {
-                assert_eq!(step(&mut m), Err(GP), "{size} bytes, bit {bit}");
-            } else {
-                assert_eq!(m.run(1), stop(port, size as u8), "{size} bytes, bit {bit}");
-            }
-        }
-    }
-}
-
-#[test]
-fn port_access_beyond_the_bitmap_faults_and_iopl_3_needs_none() {
-    let mut m = user(|a| a.db(&[0xec]));
-    m.set(|r| r.rdx = 0xfff0);
-    assert_eq!(
-        m.run(1),
-        Stop::IoIn {
-            port: 0xfff0,
-            len_bytes: 1
-        },
-        "the last byte but one"
-    );
-    let mut system = m.cpu.system_registers();
-    system.tr.limit -= 1;
-    m.cpu.set_system_registers(&system);
-    assert_eq!(step(&mut m), Err(GP), "two bytes are read");
-
-    let mut m = user(|a| a.db(&[0xe5, 0x60]));
-    m.ram.write(TSS + 0x68, &[0xff; 0x2000]);
-    m.set(|r| r.rflags |= 3 << 12);
-    assert_eq!(
-        m.run(1),
-        Stop::IoIn {
-            port: 0x60,
-            len_bytes: 4
-        }
-    );
-}
-
-#[test]
-fn input_retires_with_its_answer_and_keeps_the_other_bits() {
-    for (code, value, rax_after) in [
-        (&[0xec_u8][..], 0x1234_56ab, 0x8877_6655_4433_22ab),
-        (&[0x66, 0xed], 0x1234_56ab, 0x8877_6655_4433_56ab),
-        (&[0xed], 0x1234_56ab, 0x1234_56ab),
-    ] {
-        let mut m = machine(|a| a.db(code));
-        m.set(|r| (r.rax, r.rdx) = (0x8877_6655_4433_2211, 0x60));
-        assert!(matches!(m.run(1), Stop::IoIn { port: 0x60, .. }));
-        assert_eq!(m.cpu.registers().rip, CODE, "not retired");
-        m.cpu.complete_io_in(value);
-        assert_eq!(m.run(1), Stop::Budget);
-        let r = m.cpu.registers();
-        assert_eq!((r.rax, r.rip), (rax_after, CODE + code.len() as u64));
-    }
-}
-
-#[test]
-fn answered_input_retires_before_an_interrupt() {
-    let mut m = machine(|a| a.db(&[0xec]));
-    m.set(|r| (r.rdx, r.rflags) = (0x60, IF | 2));
-    assert!(matches!(m.run(1), Stop::IoIn { .. }));
-    m.cpu.complete_io_in(0x42);
-    assert!(m.cpu.interrupt(0x40));
-    m.ram.write(tables::handler(0x40), &[0xec, 0xf4]);
-    assert!(
-        matches!(m.run(10), Stop::IoIn { .. }),
-        "the handler's own IN asks again"
-    );
-    assert_eq!(frame::<1>(&m), [CODE + 1]);
-    assert_eq!(m.cpu.registers().rax, 0x42);
-}
-
-#[test]
-fn output_has_retired_when_it_stops() {
-    let mut m = machine(|a| a.db(&[0xe7, 0x80]));
-    m.set(|r| r.rax = 0x1_2345_6789);
-    assert_eq!(
-        m.run(1),
-        Stop::IoOut {
-            port: 0x80,
-            len_bytes: 4,
-            value: 0x2345_6789
-        }
-    );
-    assert_eq!((m.cpu.registers().rip, m.cpu.retired()), (CODE + 2, 1));
-}
-
-#[test]
-fn repeated_output_stops_at_each_element() {
-    let mut m = machine(|a| a.rep().outsw());
-    m.ram.write(0x30_0000, &[1, 0, 2, 0, 3, 0]);
-    m.set(|r| (r.rsi, r.rcx, r.rdx) = (0x30_0000, 3, 0x80));
-    for (value, rip) in [(1, CODE), (2, CODE), (3, CODE + 3)] {
-        assert_eq!(
-            m.run(1),
-            Stop::IoOut {
-                port: 0x80,
-                len_bytes: 2,
-                value
-            }
-        );
-        assert_eq!(m.cpu.registers().rip, rip);
-    }
-    let r = m.cpu.registers();
-    assert_eq!((r.rsi, r.rcx, m.cpu.retired()), (0x30_0006, 0, 1));
-}
-
-#[test]
-fn repeated_output_of_mmio_loads_each_element() {
-    let mut m = machine(|a| a.rep().outsb());
-    m.set(|r| (r.rsi, r.rcx, r.rdx) = (MMIO, 2, 0x80));
-    for i in 0..2 {
-        assert_eq!(
-            m.run(1),
-            Stop::MmioRead {
-                gpa: MMIO + i,
-                len_bytes: 1
-            }
-        );
-        m.cpu.complete_mmio_read(i + 7);
-        let value = i as u32 + 7;
-        assert_eq!(
-            m.run(1),
-            Stop::IoOut {
-                port: 0x80,
-                len_bytes: 1,
-                value
-            }
-        );
-    }
-    assert_eq!(m.cpu.registers().rip, CODE + 2);
-}
-
-#[test]
-fn repeated_input_stores_backwards_with_df() {
-    let mut m = machine(|a| a.rep().insd());
-    m.set(|r| (r.rdi, r.rcx, r.rdx) = (0x30_0004, 2, 0x80));
-    m.set(|r| r.rflags |= 1 << 10);
-    for value in [7, 8] {
-        // An element that is done counts as an instruction.
-        assert_eq!(
-            m.run(2),
-            Stop::IoIn {
-                port: 0x80,
-                len_bytes: 4
-            }
-        );
-        m.cpu.complete_io_in(value);
-    }
-    assert_eq!(m.run(1), Stop::Budget);
-    assert_eq!(m.ram.read_u64(0x30_0000), 7 << 32 | 8);
-    let r = m.cpu.registers();
-    assert_eq!((r.rdi, r.rcx, r.rip), (0x30_0000 - 4, 0, CODE + 2));
-}
-
-#[test]
-fn input_to_a_bad_address_does_not_touch_the_port() {
-    let mut m = machine(|a| a.insb());
-    m.set(|r| (r.rdi, r.rdx) = (0x90_0000_0000, 0x60));
-    assert_eq!(step(&mut m), Err(PF));
-    assert_eq!(m.cpu.system_registers().cr2, 0x90_0000_0000);
-}
-
-#[test]
-fn repetition_of_zero_elements_is_nothing() {
-    let mut m = machine(|a| a.rep().outsb());
-    m.set(|r| r.rcx = 0);
-    assert_eq!(step(&mut m), Ok(()));
-    assert_eq!(m.cpu.registers().rip, CODE + 2);
-}
-
-#[test]
 fn hlt_and_hypercalls_have_retired_when_they_stop() {
     for (code, stop) in [
         (&[0xf4_u8][..], Stop::Hlt),
         (&[0x0f, 0x01, 0xc1], Stop::Hypercall),
         (&[0x0f, 0x01, 0xd9], Stop::Hypercall),
     ] {
-        let mut m = machine(|a| a.db(code));
+        let mut m = kernel(|a| a.db(code));
         assert_eq!(m.run(1), stop);
         assert_eq!(m.cpu.registers().rip, CODE + code.len() as u64);
     }
@@ -603,7 +395,7 @@ fn rdtsc_obeys_tsd_and_rdtscp_adds_tsc_aux() {
 
 #[test]
 fn instructions_that_cpuid_does_not_advertise_are_undefined() {
-    let mut m = machine(|a| a.rdtscp());
+    let mut m = kernel(|a| a.rdtscp());
     m.cpu.set_config(Config::default());
     assert_eq!(step(&mut m), Err(UD));
     for code in [
@@ -613,7 +405,7 @@ fn instructions_that_cpuid_does_not_advertise_are_undefined() {
         &[0x0f, 0xaa],           // RSM
         &[0x0f, 0x0b],           // UD2
     ] {
-        let mut m = machine(|a| a.db(code));
+        let mut m = kernel(|a| a.db(code));
         assert_eq!(step(&mut m), Err(UD), "{code:x?}");
         assert!(m.cpu.unimplemented().is_empty(), "{code:x?}");
     }
@@ -621,14 +413,14 @@ fn instructions_that_cpuid_does_not_advertise_are_undefined() {
 
 #[test]
 fn cpuid_answers_from_the_table() {
-    let mut m = machine(|a| a.cpuid());
+    let mut m = kernel(|a| a.cpuid());
     m.set(|r| (r.rax, r.rcx) = (0xdead_0000_0000_0001, 77));
     m.run(1);
     let r = m.cpu.registers();
     assert_eq!(r.rax, 0x1_06a3);
     assert_eq!(r.rdx, u64::from(supported_mask(1, CpuidRegister::Edx)));
 
-    let mut m = machine(|a| a.cpuid());
+    let mut m = kernel(|a| a.cpuid());
     let row = CpuidLeaf {
         edx: 1 << 9,
         ..CpuidLeaf {
@@ -656,7 +448,7 @@ fn fault_of_a_user_leaves_rsp0_aligned() {
 
 #[test]
 fn invlpg_makes_a_changed_entry_visible() {
-    let mut m = machine(|a| {
+    let mut m = kernel(|a| {
         a.mov(rax, qword_ptr(rdi))?;
         a.mov(qword_ptr(rsi), rcx)?;
         a.mov(rbx, qword_ptr(rdi))?;

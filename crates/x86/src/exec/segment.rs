@@ -123,11 +123,12 @@ fn load_far_pointer<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> F
     let index = op.imm as usize;
     cpu.load_segment(bus, index, selector)?;
     cpu.set(op.dst, offset);
-    after_load(cpu, index).map_err(|exit| {
-        // Unlike MOV SS, LSS has no shadow: it loads both halves.
-        cpu.shadow = Shadow::None;
-        exit
-    })
+    // Unlike MOV SS, LSS has no shadow: it loads both halves.
+    if index == seg::SS {
+        Err(Exit::Leave)
+    } else {
+        Ok(())
+    }
 }
 
 /// The far pointer that the memory operand is.

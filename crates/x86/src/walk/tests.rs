@@ -129,7 +129,18 @@ fn every_page_size_translates_to_its_frame() {
     }
 }
 
+/// Name, state, flags of each level, access, whether it is the user's, and the error code.
+type Row = (
+    &'static str,
+    Paging,
+    [u64; 4],
+    AccessKind,
+    bool,
+    Option<u32>,
+);
+
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn permission_table_gives_the_manuals_error_codes() {
     use AccessKind::{Fetch, Read, Write};
     let wp = long();
@@ -137,7 +148,7 @@ fn permission_table_gives_the_manuals_error_codes() {
     let smep = Paging::new(CR0, PML4, CR4 | cr4::SMEP, EFER, 40);
     let smap = Paging::new(CR0, PML4, CR4 | cr4::SMAP, EFER, 40);
     let no_nx = Paging::new(CR0, PML4, CR4, EFER & !efer::NXE, 40);
-    let rows: &[(&str, Paging, [u64; 4], AccessKind, bool, Option<u32>)] = &[
+    let rows: &[Row] = &[
         ("user reads user page", wp, [ALL; 4], Read, true, None),
         ("user writes user page", wp, [ALL; 4], Write, true, None),
         ("user fetches user page", wp, [ALL; 4], Fetch, true, None),

@@ -1,8 +1,18 @@
 //! A GDT, an IDT and a TSS for a [`Machine`]: what an operating system builds before anything else.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::allow_attributes,
+    reason = "each test uses a part of it"
+)]
 
+use iced_x86::IcedError;
+use iced_x86::code_asm::CodeAssembler;
 use msrgate_core::{DescriptorTable, Segment};
+use msrgate_x86::{Config, Stop, fixed_cpuid};
 
-use super::support::Machine;
+use super::support::{CODE, Machine};
 
 pub const GDT: u64 = 0x8000;
 pub const IDT: u64 = 0x9000;
@@ -39,6 +49,33 @@ const DESCRIPTORS: [u64; 8] = [
     0x0000_8b00_0000_0000 | (TSS & 0xff_ffff) << 16 | 0x2067,
     0,
 ];
+
+type Build = Result<(), IcedError>;
+
+/// Assembles for address `at`.
+pub fn assemble(bits: u32, at: u64, build: impl FnOnce(&mut CodeAssembler) -> Build) -> Vec<u8> {
+    let mut a = CodeAssembler::new(bits).unwrap();
+    build(&mut a).unwrap();
+    a.assemble(at).unwrap()
+}
+
+/// Code at [`CODE`], in 64-bit ring 0 with all tables.
+pub fn kernel(build: impl FnOnce(&mut CodeAssembler) -> Build) -> Machine {
+    let config = Config {
+        cpuid: fixed_cpuid(),
+        ..Config::default()
+    };
+    let mut m = Machine::long_with(&assemble(64, CODE, build), config);
+    install(&mut m);
+    m
+}
+
+/// As [`kernel`], at CPL 3.
+pub fn user(build: impl FnOnce(&mut CodeAssembler) -> Build) -> Machine {
+    let mut m = kernel(build);
+    become_user(&mut m);
+    m
+}
 
 /// Writes the tables and points the processor at them. Every vector has an interrupt gate to its handler; a
 /// handler is HLT.
@@ -111,7 +148,24 @@ pub fn become_user(m: &mut Machine) {
     m.cpu.set_system_registers(&system);
 }
 
-/// The `count` qwords from RSP up.
+/// Runs to the HLT of a handler, and says whose.
+pub fn halt(m: &mut Machine) -> u8 {
+    assert_eq!(m.run(1000), Stop::Hlt);
+    let rip = m.cpu.registers().rip - 1;
+    in_handler(rip).expect("a handler")
+}
+
+/// Runs one instruction: `Ok`, or the vector of its exception.
+pub fn step(m: &mut Machine) -> Result<(), u8> {
+    assert_eq!(m.run(1), Stop::Budget);
+    in_handler(m.cpu.registers().rip).map_or(Ok(()), Err)
+}
+
+fn in_handler(rip: u64) -> Option<u8> {
+    u8::try_from(rip.checked_sub(HANDLERS)? / 16).ok()
+}
+
+/// The qwords from RSP up.
 pub fn frame<const N: usize>(m: &Machine) -> [u64; N] {
     let rsp = m.cpu.registers().rsp;
     std::array::from_fn(|i| m.ram.read_u64(rsp + 8 * i as u64))
