@@ -327,7 +327,7 @@ fn nonsense_is_survived() {
         }
         // The page of the run is junk as well, but for what would end the test's patience.
         for offset in (16..0x3000).step_by(8) {
-            if numbers.next() % 8 == 0 {
+            if numbers.next().is_multiple_of(8) {
                 client.run.get_ref(offset).unwrap().store(numbers.next());
             }
         }
