@@ -25,6 +25,10 @@ const TSC_ADJUST: u32 = 1 << 1;
 /// Leaf 0x80000007 EDX: the TSC never changes its frequency.
 const INVARIANT_TSC: u32 = 1 << 8;
 
+/// The leaves from which a guest learns the frequency of its TSC without measuring it.
+const TSC_CRYSTAL: u32 = 0x15;
+const FREQUENCY: u32 = 0x16;
+
 /// What `KVM_GET_SUPPORTED_CPUID` answers.
 pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
     let mut leaves = match source {
@@ -33,6 +37,7 @@ pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
     };
     for leaf in &mut leaves {
         match leaf.function {
+            0 => leaf.eax = FREQUENCY,
             1 => {
                 leaf.ecx |= HYPERVISOR;
                 leaf.edx |= MCE_MTRR_MCA;
@@ -44,8 +49,10 @@ pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
     let [b, c, d] = [b"KVMK", b"VMKV", b"M\0\0\0"].map(|part| u32::from_le_bytes(*part));
     leaves.push(leaf(0x4000_0000, [0x4000_0001, b, c, d]));
     leaves.push(leaf(0x4000_0001, [0; 4]));
-    // The TSC's frequency, where Linux looks for it without KVM's clock: VMware's timing leaf.
-    leaves.push(leaf(0x4000_0010, [tsc_khz, 0, 0, 0]));
+    // The TSC counts a crystal's cycles; the processor and its bus run at the same frequency.
+    let (hz, mhz) = (tsc_khz.saturating_mul(1000), tsc_khz / 1000);
+    leaves.push(leaf(TSC_CRYSTAL, [1, 1, hz, 0]));
+    leaves.push(leaf(FREQUENCY, [mhz, mhz, mhz, 0]));
     leaves.push(leaf(0x8000_0007, [0, 0, 0, INVARIANT_TSC]));
     leaves.sort_by_key(|leaf| (leaf.function, leaf.index));
     leaves
@@ -100,5 +107,27 @@ fn leaf(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidLeaf {
         ebx,
         ecx,
         edx,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_name_kvm_and_the_frequency_of_the_tsc() {
+        for source in [CpuidSource::Host, CpuidSource::Fixed] {
+            let table = supported(source, 2_600_000);
+            let find = |function| table.iter().find(|leaf| leaf.function == function).unwrap();
+            assert_eq!(find(0x15).ecx, 2_600_000_000);
+            assert_eq!(find(0).eax, 0x16);
+            assert_eq!(find(0x4000_0000).ebx.to_le_bytes(), *b"KVMK");
+            assert_ne!(find(1).ecx & HYPERVISOR, 0);
+            // No feature that the processor does not have.
+            let known = supported_mask(1, CpuidRegister::Ecx) | HYPERVISOR;
+            assert_eq!(find(1).ecx & !known, 0);
+            let rising = |pair: &[CpuidLeaf]| pair[0].function < pair[1].function;
+            assert!(table.windows(2).all(rising), "one row a leaf, in order");
+        }
     }
 }

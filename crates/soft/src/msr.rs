@@ -6,6 +6,8 @@
 mod guest_cpuid;
 mod rule;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use msrgate_core::MsrIndex;
 use msrgate_x86::Cpu;
@@ -24,6 +26,8 @@ pub(crate) struct MsrFile {
     values: Box<[u64]>,
     /// Where in `values` each row starts.
     starts: Box<[usize]>,
+    /// The last index of each row, close together for the search.
+    lasts: Box<[u32]>,
     pub(crate) cpuid: GuestCpuid,
     pub(crate) tsc: Tsc,
     /// PV MSRs need their CPUID bit (`KVM_CAP_ENFORCE_PV_FEATURE_CPUID`).
@@ -46,6 +50,7 @@ impl MsrFile {
         Self {
             values: values.into(),
             starts: starts.into(),
+            lasts: ROWS.iter().map(|row| row.first + (row.count - 1)).collect(),
             cpuid,
             tsc,
             pv_enforced: false,
@@ -151,8 +156,8 @@ impl MsrFile {
 
     /// The row that holds for this guest, and where its values start.
     fn find(&self, index: MsrIndex) -> Option<(&'static Row, usize)> {
-        let first = ROWS.partition_point(|row| row.first + (row.count - 1) < index.0);
-        let rows = ROWS.iter().zip(&self.starts).skip(first);
+        let first = self.lasts.partition_point(|&last| last < index.0);
+        let rows = ROWS.get(first..)?.iter().zip(self.starts.get(first..)?);
         let mut here = rows.take_while(|(row, _)| row.first <= index.0);
         let (row, start) = here.find(|(row, _)| self.cpuid.is_on(row.on))?;
         Some((row, *start))
