@@ -1,6 +1,7 @@
 //! Every mistake has a code, a place and a way out.
 
 use msrgate_policy::{Diagnostic, Severity, compile};
+use proptest::prelude::*;
 
 /// The mistakes of a policy whose version is in order.
 fn mistakes(body: &str) -> (String, Vec<Diagnostic>) {
@@ -258,4 +259,69 @@ fn any_text_gives_a_policy_or_a_mistake() {
     }
     let deep = "[".repeat(10_000);
     assert!(compile(&format!("version = 1\nrule = {deep}")).is_err());
+}
+
+/// Words of the language, in no order at all.
+const TOKENS: &[&str] = &[
+    "version",
+    "=",
+    "1",
+    "2",
+    "\n",
+    "\n",
+    "[",
+    "]",
+    "[[rule]]",
+    "[defaults]",
+    "known",
+    "unknown",
+    "msr",
+    "read",
+    "write",
+    "both",
+    "log",
+    "value",
+    "{",
+    "}",
+    ",",
+    "true",
+    "'allow'",
+    "'fault'",
+    "'ignore'",
+    "'0x10..=0x1f'",
+    "'0x20..'",
+    "'..='",
+    "'@'",
+    "'IA32_TSC'",
+    "0xffffffff",
+    "-1",
+    "1e9",
+    "1979-05-27",
+    "'''",
+    "\"",
+    "#",
+    "é",
+    "\0",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn words_in_any_order_give_a_policy_or_a_mistake(
+        words in prop::collection::vec(prop::sample::select(TOKENS), 0..40),
+        is_versioned: bool,
+    ) {
+        let head = if is_versioned { "version = 1\n" } else { "" };
+        let source = format!("{head}{}", words.join(" "));
+        if let Err(diagnostics) = compile(&source) {
+            prop_assert!(!diagnostics.is_empty());
+            for label in diagnostics.iter().flat_map(|found| &found.labels) {
+                prop_assert!(source.get(label.span.clone()).is_some(), "{label:?}");
+            }
+        }
+    }
 }
