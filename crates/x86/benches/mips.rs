@@ -19,6 +19,8 @@ fn main() {
     compiled();
     integer_loop();
     memory_loop();
+    vector_loop();
+    float_loop();
     stops();
 }
 
@@ -111,6 +113,28 @@ fn memory_loop() {
         a.movzx(ecx, byte_ptr(rdi + 3))
     });
     measure("load and store loop", "instructions", work);
+}
+
+fn vector_loop() {
+    let work = looping(|a| {
+        a.movdqu(xmm0, xmmword_ptr(rdi))?;
+        a.paddd(xmm0, xmm1)?;
+        a.pshufd(xmm1, xmm0, 0x1b)?;
+        a.pxor(xmm1, xmm0)?;
+        a.movups(xmmword_ptr(rdi + 16), xmm1)
+    });
+    measure("SSE2 integer loop", "instructions", work);
+}
+
+fn float_loop() {
+    let work = looping(|a| {
+        a.cvtsi2sd(xmm0, rax)?;
+        a.addsd(xmm0, xmm1)?;
+        a.mulsd(xmm1, xmm0)?;
+        a.comisd(xmm0, xmm1)?;
+        a.cvttsd2si(rcx, xmm0)
+    });
+    measure("SSE2 double loop", "instructions", work);
 }
 
 fn stops() {
