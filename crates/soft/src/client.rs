@@ -1,7 +1,8 @@
 //! The client of the ioctls: its memory, and the signals that wait for it.
 //!
 //! The client lives in this process, but its pointers are only numbers: they are read and written by the
-//! kernel on our behalf (`process_vm_readv` on ourselves), so that a bad one is EFAULT and not a crash.
+//! kernel on our behalf (`process_vm_readv` on ourselves), so that a bad one is EFAULT and not a crash. Where a
+//! seccomp filter forbids that call, every pointer is a bad one.
 
 // UNSAFETY: system calls, and a memory access at an address that somebody else chose.
 #![expect(unsafe_code, reason = "the calls that answer EFAULT are libc's")]

@@ -69,7 +69,8 @@ impl Handle {
     }
 
     /// Does what ioctl(2) would: `request` is its number, `arg` its argument, a value or the address of a
-    /// structure in this process. What the address leads to is the caller's to answer for, as with ioctl(2).
+    /// structure in this process. What the address leads to is the caller's to answer for, as with ioctl(2);
+    /// and the memory of a slot stays mapped until the slot is deleted.
     ///
     /// # Errors
     /// What errno would be.

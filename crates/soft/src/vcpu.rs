@@ -19,7 +19,7 @@ use crate::vm::VmState;
 /// Instructions between two looks at who wants to interrupt: some hundred microseconds.
 pub(crate) const SLICE: u64 = 50_000;
 
-/// DR6 as the processor has it after a single step.
+/// DR6.BS: a single step.
 pub(crate) const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 /// A vCPU.
@@ -277,7 +277,7 @@ impl Engine {
                 self.debug_dr6 = dr6;
                 VmExit::Debug {
                     exception: u32::from(vector),
-                    pc: rip,
+                    pc: self.linear(rip),
                 }
             }
         })
@@ -336,15 +336,40 @@ impl Engine {
         self.debug_dr6 = DR6_SINGLE_STEP;
         VmExit::Debug {
             exception: 1,
-            pc: self.cpu.registers().rip,
+            pc: self.linear(self.cpu.registers().rip),
         }
     }
 
-    /// No hypercall is offered: the guest gets KVM's -KVM_ENOSYS.
+    /// The linear address of an instruction (`kvm_get_linear_rip`).
+    fn linear(&self, rip: u64) -> u64 {
+        if self.is_64_bit() {
+            rip
+        } else {
+            self.cpu.system_registers().cs.base.wrapping_add(rip) & 0xffff_ffff
+        }
+    }
+
+    fn is_64_bit(&self) -> bool {
+        const EFER_LMA: u64 = 1 << 10;
+        self.cpu.efer() & EFER_LMA != 0 && self.cpu.system_registers().cs.l
+    }
+
+    /// No hypercall is offered: the guest gets KVM's -KVM_ENOSYS, or -KVM_EPERM from outside its kernel.
     fn hypercall(&mut self) {
+        const KVM_EPERM: u64 = 1;
         const KVM_ENOSYS: u64 = 1000;
+        let error = if self.cpu.cpl() == 0 {
+            KVM_ENOSYS
+        } else {
+            KVM_EPERM
+        };
+        let width = if self.is_64_bit() {
+            u64::MAX
+        } else {
+            u32::MAX.into()
+        };
         let mut registers = self.cpu.registers();
-        registers.rax = KVM_ENOSYS.wrapping_neg();
+        registers.rax = error.wrapping_neg() & width;
         self.cpu.set_registers(&registers);
     }
 }

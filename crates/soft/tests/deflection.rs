@@ -213,3 +213,70 @@ fn exit_happens_exactly_when_the_mask_has_the_reason() {
         }
     }
 }
+
+#[test]
+fn trap_flag_raises_db_behind_the_completed_instruction() {
+    const TF: u64 = 1 << 8;
+    const STACK: u64 = 0x8000;
+    let (_vm, mut vcpu) = machine(&[RDMSR[0], RDMSR[1], 0x90, HLT]);
+    start(&mut vcpu, UNKNOWN, 0);
+    let mut registers = vcpu.registers().unwrap();
+    registers.rflags |= TF;
+    vcpu.set_registers(&registers).unwrap();
+    assert!(vcpu.run(VmEntry::Run).unwrap().msr_access().is_some());
+    assert_eq!(
+        vcpu.run(VmEntry::CompleteRdmsr(Ok(3))).unwrap(),
+        VmExit::Hlt
+    );
+    let registers = vcpu.registers().unwrap();
+    assert_eq!(registers.rip, HANDLER + 1, "the handler has run");
+    assert_eq!(
+        (registers.rax, registers.rsp),
+        (3, STACK - 6),
+        "one interrupt frame"
+    );
+    assert_eq!(vcpu.last_exception().map(|it| it.vector), Some(1));
+}
+
+#[test]
+fn hypercall_is_not_there() {
+    let (_vm, mut vcpu) = machine(&[0x0f, 0x01, 0xd9, HLT]); // vmmcall
+    start(&mut vcpu, UNKNOWN, 0);
+    assert_eq!(vcpu.run(VmEntry::Run).unwrap(), VmExit::Hlt);
+    assert_eq!(
+        vcpu.registers().unwrap().rax,
+        0xffff_fc18,
+        "-1000, 32 bits wide"
+    );
+}
+
+#[test]
+fn vcpus_run_in_turn_so_that_an_increment_is_never_lost() {
+    const COUNTER: u64 = 0x4000;
+    const ROUNDS: u16 = 60_000;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+    // again: inc dword [0x4000]; dec cx; jnz again; hlt
+    let code = [0x66, 0xff, 0x06, 0x00, 0x40, 0x49, 0x75, 0xf8, HLT];
+    memory.write_slice(&code, GuestAddress(CODE)).unwrap();
+    let vm = SoftVm::new(&memory, SystemConfig::default()).unwrap();
+    std::thread::scope(|scope| {
+        for id in 0..3 {
+            let mut vcpu = vm.create_vcpu(id).unwrap();
+            let mut system = vcpu.system_registers().unwrap();
+            (system.cs.base, system.cs.selector) = (0, 0);
+            vcpu.set_system_registers(&system).unwrap();
+            start(&mut vcpu, MsrIndex(ROUNDS.into()), 0);
+            scope.spawn(move || assert_eq!(vcpu.run(VmEntry::Run), Ok(VmExit::Hlt)));
+        }
+    });
+    let counted: u32 = memory.read_obj(GuestAddress(COUNTER)).unwrap();
+    assert_eq!(counted, 3 * u32::from(ROUNDS));
+}
+
+#[test]
+fn vcpu_number_is_free_again_when_the_vcpu_is_gone() {
+    let (vm, vcpu) = machine(&[HLT]);
+    assert!(vm.create_vcpu(0).is_err());
+    drop(vcpu);
+    assert!(vm.create_vcpu(0).is_ok());
+}

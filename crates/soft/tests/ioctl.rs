@@ -9,8 +9,8 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    KVM_EXIT_HLT, KVM_EXIT_INTR, KVM_EXIT_MMIO, KVM_EXIT_X86_RDMSR, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    KVM_EXIT_DEBUG, KVM_EXIT_HLT, KVM_EXIT_INTR, KVM_EXIT_MMIO, KVM_EXIT_X86_RDMSR,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
 };
 use msrgate_core::Errno;
 use msrgate_soft::{Handle, Outcome, SystemConfig};
@@ -242,6 +242,25 @@ fn immediate_exit_completes_and_keeps_the_stale_reason() {
     client.run.get_ref(IMMEDIATE_EXIT).unwrap().store(0_u8);
     client.run().unwrap();
     assert_eq!(client.exit_reason(), KVM_EXIT_HLT);
+}
+
+#[test]
+fn single_step_ends_with_the_completion() {
+    const SET_GUEST_DEBUG: u32 = 0x4048_ae9b;
+    let client = Client::new(&[0x0f, 0x32, 0xf4]); // rdmsr; hlt
+    let mut cap = [0_u64; 13];
+    (cap[0], cap[1]) = (188, 7);
+    value(client.vm.ioctl(ENABLE_CAP, address(&mut cap))).unwrap();
+    let mut debug = [0_u64; 9];
+    debug[0] = 3; // enable, single step
+    client.ask(SET_GUEST_DEBUG, &mut debug).unwrap();
+    client.run().unwrap();
+    assert_eq!(client.exit_reason(), KVM_EXIT_X86_RDMSR);
+    client.run().unwrap();
+    assert_eq!(client.exit_reason(), KVM_EXIT_DEBUG);
+    let [exception, _]: [u32; 2] = client.run.get_ref(32).unwrap().load();
+    let [pc, dr6]: [u64; 2] = client.run.get_ref(40).unwrap().load();
+    assert_eq!((exception, pc, dr6), (1, CODE + 2, 0xffff_4ff0));
 }
 
 #[test]

@@ -41,6 +41,9 @@ const MSR_ERROR: usize = EXIT;
 const MSR_DATA: usize = EXIT + 16;
 const MMIO_DATA: usize = EXIT + 8;
 
+/// Bits of DR6 that are set unless something has happened.
+const DR6_ACTIVE_LOW: u64 = 0xffff_0ff0;
+
 /// While the client waits for an interrupt window, a turn is this many instructions.
 const WINDOW_SLICE: u64 = 1000;
 /// A halted vCPU looks for a reason to go on this often, and gives up with EINTR after so many looks.
@@ -228,7 +231,7 @@ fn put_exit(page: &RunPage, exit: VmExit, inner: &Inner) {
                 exception,
                 pad: 0,
                 pc,
-                dr6: inner.engine.debug_dr6,
+                dr6: inner.engine.debug_dr6 | DR6_ACTIVE_LOW,
                 dr7: inner.engine.cpu.debug_registers().dr7,
             };
             page.store(EXIT, debug);
