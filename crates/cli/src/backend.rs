@@ -1,6 +1,9 @@
 //! Which backend runs a guest, and why.
 
-use msrgate_kvm::Kvm;
+use msrgate_core::VmError;
+use msrgate_kvm::{Irqchip, Kvm, KvmVm, OpenError};
+use msrgate_soft::{SoftVm, SystemConfig};
+use vm_memory::GuestMemoryMmap;
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -13,48 +16,52 @@ pub(crate) enum Choice {
     Soft,
 }
 
-/// A backend that can be used, and a line that says so.
-pub(crate) struct Backend {
-    pub(crate) kind: Kind,
-    pub(crate) why: String,
+/// A VM that is ready for its vCPU.
+pub(crate) enum Backend {
+    Kvm(KvmVm),
+    Soft(SoftVm),
 }
 
-pub(crate) enum Kind {
-    Kvm(Kvm),
-    Soft,
-}
-
-impl Kind {
+impl Backend {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Kvm(_) => "kvm",
-            Self::Soft => "soft",
+            Self::Soft(_) => "soft",
         }
     }
 }
 
-/// Opens what is asked for.
-pub(crate) fn open(choice: Choice) -> anyhow::Result<Backend> {
-    let kvm = match choice {
-        Choice::Soft => {
-            return Ok(Backend {
-                kind: Kind::Soft,
-                why: "the embedded KVM, as asked".to_owned(),
-            });
-        }
-        Choice::Auto | Choice::Kvm => Kvm::open(),
-    };
-    match (kvm, choice) {
-        (Ok(kvm), _) => Ok(Backend {
-            kind: Kind::Kvm(kvm),
-            why: kvm_line().to_owned(),
-        }),
-        (Err(error), Choice::Auto) => Ok(Backend {
-            kind: Kind::Soft,
-            why: format!("the embedded KVM, because {error}"),
-        }),
-        (Err(error), _) => Err(error.into()),
+/// Makes a VM on `memory` as it is asked for, and says why it is that one.
+pub(crate) fn open(choice: Choice, memory: &GuestMemoryMmap) -> anyhow::Result<(Backend, String)> {
+    if choice == Choice::Soft {
+        return soft(memory, "the embedded KVM, as asked".to_owned());
     }
+    match kvm(memory) {
+        Ok(vm) => Ok((Backend::Kvm(vm), kvm_line().to_owned())),
+        Err(error) if choice == Choice::Auto => {
+            soft(memory, format!("the embedded KVM, because {error}"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn soft(memory: &GuestMemoryMmap, why: String) -> anyhow::Result<(Backend, String)> {
+    let vm = SoftVm::new(memory, SystemConfig::default())?;
+    Ok((Backend::Soft(vm), why))
+}
+
+fn kvm(memory: &GuestMemoryMmap) -> Result<KvmVm, KvmError> {
+    let kvm = Kvm::open()?;
+    Ok(KvmVm::new(&kvm, memory.clone(), Irqchip::None)?)
+}
+
+/// Why there is no VM on the kernel's KVM.
+#[derive(Debug, thiserror::Error)]
+enum KvmError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("/dev/kvm makes no VM: {0}")]
+    Vm(#[from] VmError),
 }
 
 /// A host that hides unknown MSRs hides them from the policy too.

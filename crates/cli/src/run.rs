@@ -9,15 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use msrgate_core::{Kick, Vm};
-use msrgate_kvm::{Irqchip, KvmVm};
 use msrgate_machine::{Guest, Machine, Rules, StopCause, Stopper, guest_memory, tour};
 use msrgate_policy::Compiled;
-use msrgate_soft::{SoftVm, SystemConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::Status;
-use crate::backend::{self, Choice, Kind};
+use crate::backend::{self, Backend, Choice};
 use crate::console::{Console, Cursor};
 use crate::policy::{compile_file, compile_source};
 use crate::report::{self, Report, Stats};
@@ -83,18 +81,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         Some(path) => format!("cannot boot {}", path.display()),
         None => "cannot boot the tour".to_owned(),
     })?;
-    let backend = backend::open(args.backend)?;
-    anstream::eprintln!("msrgate: on {}: {}", backend.kind.name(), backend.why);
-    let name = backend.kind.name();
-    match backend.kind {
-        Kind::Kvm(kvm) => {
-            let vm = KvmVm::new(&kvm, memory, Irqchip::None)?;
-            boot(args, name, vm, &guest, policies)
-        }
-        Kind::Soft => {
-            let vm = SoftVm::new(&memory, SystemConfig::default())?;
-            boot(args, name, vm, &guest, policies)
-        }
+    let (backend, why) = backend::open(args.backend, &memory)?;
+    let name = backend.name();
+    anstream::eprintln!("msrgate: on {name}: {why}");
+    match backend {
+        Backend::Kvm(vm) => boot(args, name, vm, &guest, policies),
+        Backend::Soft(vm) => boot(args, name, vm, &guest, policies),
     }
 }
 
