@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 
-use crate::memory::line_mask;
 use crate::op::{Exit, Fault, Op};
+use crate::page::line_mask;
 use crate::{Bus, Cpu, RamPage, decode, seg};
 
 /// Longest block in bytes: offsets in it are 8 bits wide.

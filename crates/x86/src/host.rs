@@ -1,7 +1,13 @@
-//! Parts of the state that a host reads and writes by themselves: registers that are MSRs, and [`Events`].
+//! The state as a host reads and writes it: all registers, those that are MSRs by themselves, and what is
+//! on its way to the guest.
 
+use msrgate_core::{Registers, SystemRegisters};
+
+use crate::control::cr0;
 use crate::cpu::Shadow;
-use crate::{Cpu, seg};
+use crate::op::{Fault, vector};
+use crate::state::{DebugRegisters, Exception, Fpu, Unimplemented};
+use crate::{Cpu, flags, seg};
 
 /// What is on its way to the guest besides a queued exception (`struct kvm_vcpu_events`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +25,208 @@ pub struct Events {
 }
 
 impl Cpu {
+    /// General registers, RIP and RFLAGS.
+    #[must_use]
+    pub fn registers(&self) -> Registers {
+        let [
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsp,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            ..,
+        ] = self.gpr;
+        Registers {
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rsp,
+            rbp,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip: self.rip,
+            rflags: self.flags.get(),
+        }
+    }
+
+    /// Replaces general registers, RIP and RFLAGS. As with `KVM_SET_REGS`, a queued exception is dropped.
+    pub fn set_registers(&mut self, registers: &Registers) {
+        let r = registers;
+        self.gpr[..16].copy_from_slice(&[
+            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11,
+            r.r12, r.r13, r.r14, r.r15,
+        ]);
+        self.rip = r.rip;
+        self.flags.set(r.rflags);
+        self.pending.exception = None;
+        self.update_mode();
+    }
+
+    /// Segments, descriptor tables and control registers.
+    #[must_use]
+    pub fn system_registers(&self) -> SystemRegisters {
+        let [es, cs, ss, ds, fs, gs] = self.segs;
+        SystemRegisters {
+            cs,
+            ds,
+            es,
+            fs,
+            gs,
+            ss,
+            tr: self.tr,
+            ldt: self.ldt,
+            gdt: self.gdt,
+            idt: self.idt,
+            cr0: self.cr0,
+            cr2: self.cr2,
+            cr3: self.cr3,
+            cr4: self.cr4,
+            cr8: self.cr8,
+            efer: self.efer,
+            apic_base: self.msrs.apic_base,
+        }
+    }
+
+    /// Replaces segments, descriptor tables and control registers. The values are taken as they are: a
+    /// host checks before it calls.
+    pub fn set_system_registers(&mut self, registers: &SystemRegisters) {
+        let r = registers;
+        self.segs = [r.es, r.cs, r.ss, r.ds, r.fs, r.gs];
+        (self.tr, self.ldt, self.gdt, self.idt) = (r.tr, r.ldt, r.gdt, r.idt);
+        (self.cr0, self.cr2, self.cr3, self.cr4) = (r.cr0, r.cr2, r.cr3, r.cr4);
+        self.cr8 = r.cr8 & 15;
+        self.efer = r.efer;
+        self.msrs.apic_base = r.apic_base;
+        self.cpl = if r.cr0 & cr0::PE == 0 {
+            0
+        } else {
+            r.ss.dpl & 3
+        };
+        self.update_mode();
+        self.flush_tlb(false);
+    }
+
+    /// x87 and SSE state.
+    #[must_use]
+    pub fn fpu(&self) -> &Fpu {
+        &self.fpu
+    }
+
+    /// Replaces x87 and SSE state.
+    pub fn set_fpu(&mut self, fpu: Fpu) {
+        self.fpu = fpu;
+    }
+
+    /// Debug registers.
+    #[must_use]
+    pub fn debug_registers(&self) -> DebugRegisters {
+        self.debug
+    }
+
+    /// Replaces debug registers.
+    pub fn set_debug_registers(&mut self, debug: DebugRegisters) {
+        self.debug = debug;
+        self.attention = true;
+    }
+
+    /// XCR0.
+    #[must_use]
+    pub fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
+    /// Replaces XCR0.
+    pub fn set_xcr0(&mut self, xcr0: u64) {
+        self.xcr0 = xcr0;
+    }
+
+    /// The queued exception, to be delivered before the next instruction.
+    #[must_use]
+    pub fn pending(&self) -> Option<Exception> {
+        self.pending.exception.map(|fault| Exception {
+            vector: fault.vector,
+            error_code: fault.error_code,
+        })
+    }
+
+    /// Queues an exception, or drops the queued one.
+    pub fn set_pending(&mut self, exception: Option<Exception>) {
+        self.pending.exception = exception.map(|exception| Fault {
+            vector: exception.vector,
+            error_code: exception.error_code,
+            payload: if exception.vector == vector::PF {
+                self.cr2
+            } else {
+                0
+            },
+        });
+        self.attention = true;
+    }
+
+    /// Whether an external interrupt would be taken now.
+    #[must_use]
+    pub fn can_interrupt(&self) -> bool {
+        self.flags.has(flags::IF)
+            && self.shadow == Shadow::None
+            && self.pending.exception.is_none()
+            && self.pending.interrupt.is_none()
+            && !self.shut_down
+    }
+
+    /// Injects an external interrupt, to be delivered before the next instruction. `false`: not now.
+    pub fn interrupt(&mut self, vector: u8) -> bool {
+        if !self.can_interrupt() {
+            return false;
+        }
+        self.pending.interrupt = Some(vector);
+        self.attention = true;
+        true
+    }
+
+    /// Makes an NMI pending.
+    pub fn nmi(&mut self) {
+        self.pending.nmi = true;
+        self.attention = true;
+    }
+
+    /// Instructions retired since the processor was made.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.retired
+    }
+
+    /// The exception that was delivered last: for the report of a triple fault.
+    #[must_use]
+    pub fn last_exception(&self) -> Option<Exception> {
+        self.last_exception
+    }
+
+    /// Instructions that the guest ran and the processor does not have.
+    #[must_use]
+    pub fn unimplemented(&self) -> &[Unimplemented] {
+        &self.unimplemented
+    }
+
     /// IA32_FS_BASE.
     #[must_use]
     pub fn fs_base(&self) -> u64 {
@@ -80,7 +288,7 @@ impl Cpu {
     /// RFLAGS.IF.
     #[must_use]
     pub fn interrupt_flag(&self) -> bool {
-        self.flags.has(crate::flags::IF)
+        self.flags.has(flags::IF)
     }
 
     /// What is on its way to the guest besides [`Cpu::pending`].

@@ -83,16 +83,19 @@ struct Delivery {
 impl Delivery {
     const fn exception(fault: Fault, return_rip: u64) -> Self {
         const MACHINE_CHECK: u8 = 18;
+        const DR6_FAULTS: u64 = 1 << 13 | 0xf;
         Self {
             vector: fault.vector,
             error_code: fault.error_code,
             class: Class::of(fault.vector),
             software: false,
             return_rip,
-            resume: !matches!(
-                fault.vector,
-                vector::DB | vector::BP | vector::OF | vector::DF | MACHINE_CHECK
-            ),
+            resume: match fault.vector {
+                // Breakpoints on instructions, and on debug registers, come before the instruction.
+                vector::DB => fault.payload & DR6_FAULTS != 0,
+                vector::BP | vector::OF | vector::DF | MACHINE_CHECK => false,
+                _ => true,
+            },
         }
     }
 
@@ -175,6 +178,7 @@ impl Cpu {
     }
 
     fn deliver_once<B: Bus>(&mut self, bus: &mut B, delivery: &Delivery) -> Flow {
+        self.trap = false;
         if self.is_real() {
             self.deliver_real(bus, delivery)
         } else if self.is_long() {

@@ -9,6 +9,7 @@
     reason = "cutting and sign-extending is what the instructions do"
 )]
 
+mod address;
 mod bus;
 mod code;
 mod control;
@@ -23,7 +24,9 @@ mod host;
 mod int;
 mod interrupt;
 mod memory;
+mod mmio;
 mod op;
+mod page;
 mod reg;
 mod run;
 mod seg;

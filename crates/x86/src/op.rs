@@ -49,7 +49,6 @@ pub(crate) mod vector {
     pub(crate) const DB: u8 = 1;
     pub(crate) const BP: u8 = 3;
     pub(crate) const OF: u8 = 4;
-    pub(crate) const BR: u8 = 5;
     pub(crate) const UD: u8 = 6;
     pub(crate) const NM: u8 = 7;
     pub(crate) const DF: u8 = 8;
@@ -59,7 +58,6 @@ pub(crate) mod vector {
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
     pub(crate) const MF: u8 = 16;
-    pub(crate) const AC: u8 = 17;
     pub(crate) const XM: u8 = 19;
 }
 
@@ -79,6 +77,14 @@ impl Fault {
             vector,
             error_code: Some(error_code),
             payload: 0,
+        }
+    }
+
+    /// #DB, with the bits that DR6 gets.
+    pub(crate) const fn debug(dr6: u64) -> Self {
+        Self {
+            payload: dr6,
+            ..Self::plain(vector::DB)
         }
     }
 

@@ -10,8 +10,9 @@ use crate::code::Code;
 use crate::cpu::Shadow;
 use crate::flags;
 use crate::interrupt::Event;
-use crate::op::{Exit, Fault, Flow, Op, vector};
-use crate::{Bus, Cpu, Stop};
+use crate::op::{Exit, Fault, Op, vector};
+use crate::state::DebugRegisters;
+use crate::{Bus, Cpu, Stop, seg};
 
 /// DR6.BS: a #DB is due to single-stepping.
 const DR6_BS: u64 = 1 << 14;
@@ -111,41 +112,41 @@ impl Cpu {
     /// Executes one instruction alone, and everything that belongs between it and the next.
     #[cold]
     fn step<B: Bus>(&mut self, bus: &mut B, op: &Op<B>) -> Result<(), Stop> {
-        let trap = self.flags.has(flags::TF);
-        let resume = self.flags.has(flags::RF);
-        let shadow = core::mem::take(&mut self.shadow);
-        let single_step = self.config.single_step;
-        self.careful = true;
-        self.mmio.start();
-        let rip = self.rip_of(op);
-        let flow = (op.exec)(self, bus, op);
-        self.careful = false;
         self.attention = true;
-        if let Err(Exit::Stop | Exit::Careful) = flow {
-            self.shadow = shadow;
-            return self.finish(bus, op, Exit::Stop);
-        }
-        if let Err(Exit::Fault) = flow {
-            self.mmio.abandon();
+        let resume = self.flags.has(flags::RF);
+        let hits = self.code_breakpoints(op);
+        if hits != 0 && !resume {
+            self.fault = Fault::debug(hits);
             return self.finish(bus, op, Exit::Fault);
         }
-        self.mmio.commit();
-        if flow != Err(Exit::Repeat) && resume && !self.jumped_by_iret(flow) {
+        self.trap = self.flags.has(flags::TF);
+        let shadow = core::mem::take(&mut self.shadow);
+        self.careful = true;
+        self.mmio.start();
+        let flow = (op.exec)(self, bus, op);
+        self.careful = false;
+        match flow {
+            Err(Exit::Stop) => {
+                self.shadow = shadow;
+                return self.finish(bus, op, Exit::Stop);
+            }
+            Err(Exit::Fault) => {
+                self.mmio.abandon();
+                return self.finish(bus, op, Exit::Fault);
+            }
+            _ => self.mmio.commit(),
+        }
+        let repeats = flow == Err(Exit::Repeat);
+        // IRET may have set RF for what follows; everybody else clears it.
+        if resume && !repeats && flow != Err(Exit::Jump) {
             self.flags.put(flags::RF, false);
         }
-        let left = match flow {
-            Ok(()) => self.finish(bus, op, Exit::Leave),
-            Err(exit) => self.finish(bus, op, exit),
-        };
-        if trap && self.shadow != Shadow::MovSs && self.pending.exception.is_none() {
-            self.queue(Fault {
-                payload: DR6_BS,
-                ..Fault::plain(vector::DB)
-            });
+        let end = self.finish(bus, op, flow.err().unwrap_or(Exit::Leave));
+        if self.trap && self.shadow != Shadow::MovSs && self.pending.exception.is_none() {
+            self.queue(Fault::debug(DR6_BS));
         }
-        left?;
-        if single_step && flow != Err(Exit::Repeat) {
-            let _ = rip;
+        end?;
+        if self.config.single_step && !repeats {
             return Err(Stop::Debug {
                 vector: vector::DB,
                 rip: self.rip,
@@ -155,9 +156,17 @@ impl Cpu {
         Ok(())
     }
 
-    /// IRET sets RF for what follows; whoever else ends a block clears it.
-    fn jumped_by_iret(&self, flow: Flow) -> bool {
-        flow == Err(Exit::Jump) && self.flags.has(flags::RF)
+    /// The DR6 bits of the breakpoints that are set on an instruction.
+    fn code_breakpoints<B>(&self, op: &Op<B>) -> u64 {
+        let DebugRegisters { db, dr7, .. } = self.debug;
+        let linear = if self.is_64() {
+            self.rip_of(op)
+        } else {
+            self.segs[seg::CS].base.wrapping_add(self.rip_of(op)) & 0xffff_ffff
+        };
+        let hits = |i: &usize| dr7 >> (2 * i) & 3 != 0 && dr7 >> (16 + 4 * i) & 3 == 0;
+        let bits = (0..4).filter(hits).filter(|&i| db[i] == linear);
+        bits.fold(0, |dr6, i| dr6 | 1 << i)
     }
 
     /// Moves RIP and counts, as the end of an instruction demands.
@@ -271,10 +280,7 @@ impl Cpu {
         self.retired += 1;
         self.shadow = Shadow::None;
         if self.flags.has(flags::TF) {
-            self.queue(Fault {
-                payload: DR6_BS,
-                ..Fault::plain(vector::DB)
-            });
+            self.queue(Fault::debug(DR6_BS));
         }
         self.flags.put(flags::RF, false);
         self.stopped_len = 0;

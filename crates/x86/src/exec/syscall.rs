@@ -58,6 +58,7 @@ fn syscall<B: Bus>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
     };
     cpu.flags
         .set(cpu.flags.get() & !(cpu.msrs.fmask & 0xffff_ffff | flags::RF));
+    cpu.trap &= cpu.flags.has(flags::TF);
     let cs = (cpu.msrs.star >> 32) as u16 & !RPL;
     enter(cpu, cs, cs.wrapping_add(8), 0, true)
 }
