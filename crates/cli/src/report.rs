@@ -28,6 +28,9 @@ pub(crate) struct Stats {
     pub(crate) time: Duration,
 }
 
+/// Counts up when a key changes its meaning or goes away.
+const JSON_VERSION: u32 = 1;
+
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
@@ -165,6 +168,7 @@ pub(crate) fn error(end: &End) -> Option<String> {
 /// The same as JSON. 64-bit numbers are hexadecimal texts: JSON's own lose bits in many readers.
 pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Result<()> {
     let json = Json {
+        version: JSON_VERSION,
         backend: report.backend,
         end: JsonEnd::of(&report.end),
         msrs: report.tally.rows().map(JsonRow::of).collect(),
@@ -179,6 +183,7 @@ pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Re
 
 #[derive(Serialize)]
 struct Json {
+    version: u32,
     backend: &'static str,
     end: JsonEnd,
     msrs: Vec<JsonRow>,

@@ -11,7 +11,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 pub(crate) const TABLES: Range<u64> = 0x8000..0x1_0000;
 
 const GDT: u64 = 0x8000;
-const STACK_TOP: u64 = 0x9000;
+/// As if the entry point had been called: a C function can be one.
+const STACK_TOP: u64 = 0x9000 - 8;
 const PML4: u64 = 0x9000;
 const PDPT: u64 = 0xa000;
 const DIRECTORIES: u64 = 0xb000;
