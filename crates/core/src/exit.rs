@@ -112,7 +112,7 @@ pub enum VmExit {
     Debug {
         /// Vector of the debug exception: 1 (#DB) or 3 (#BP).
         exception: u32,
-        /// RIP of the stop.
+        /// Linear address of the instruction it stopped at (`kvm_run.debug.arch.pc`).
         pc: u64,
     },
     /// `immediate_exit` or a signal: nothing else happened. A pending exit *was* completed.
