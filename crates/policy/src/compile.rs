@@ -173,7 +173,10 @@ fn filter(
             DefaultAction::Deny
         },
         intervals: [0, 1].map(|access| {
-            let differs = |segment: &&Segment| (segment.rule == Rule::ALLOW) != allows_by_default;
+            let differs = |segment: &&Segment| {
+                let is_exempt = segment.first >= 0x800 && segment.last <= 0x8ff;
+                !is_exempt && (segment.rule == Rule::ALLOW) != allows_by_default
+            };
             merged(segments[access].iter().filter(differs))
         }),
     };

@@ -210,6 +210,17 @@ fn default_deny_warns_that_x2apic_is_not_denied() {
 }
 
 #[test]
+fn saying_that_x2apic_is_allowed_costs_no_range() {
+    let compiled = compile(
+        "version = 1\n[defaults]\nknown = 'fault'\n[[rule]]\nmsr = '0x800..=0x8ff'\nboth = 'allow'\n\
+         [[rule]]\nmsr = 0xc0000080\nboth = 'allow'",
+    )
+    .expect("no mistakes");
+    assert_eq!(compiled.warnings, []);
+    assert_eq!(compiled.filter.ranges().len(), 1);
+}
+
+#[test]
 fn seventeen_far_msrs_do_not_fit() {
     use std::fmt::Write;
     let mut body = String::new();
