@@ -320,6 +320,14 @@ fn nmi_is_blocked_until_iret() {
 }
 
 #[test]
+fn single_step_of_int_n_goes_on_in_its_handler() {
+    let mut m = kernel(|a| a.int(0x80));
+    m.set(|r| r.rflags = TF | RESERVED_ONE);
+    assert_eq!(halt(&mut m), 0x80);
+    assert_eq!(frame::<3>(&m)[2], TF | RESERVED_ONE);
+}
+
+#[test]
 fn single_step_traps_after_the_instruction_and_stops_in_the_handler() {
     let mut m = kernel(|a| {
         a.nop()?;
