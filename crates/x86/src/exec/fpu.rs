@@ -1,7 +1,7 @@
 //! x87 instructions and EMMS, and those that load and store MXCSR.
 //!
 //! Arithmetic runs on the host ([`x87`]); here are its operands, the checks before it, and what happens when a
-//! store faults: nothing. MMX is not here. `imm` of an x87 [`Op`] is opcode and ModRM.
+//! store faults: nothing. `imm` of an x87 [`Op`] is opcode and ModRM.
 
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 
@@ -208,19 +208,30 @@ fn wait<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
 }
 
 fn emms<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
+    require_mmx(cpu)?;
+    enter_mmx(&mut cpu.fpu);
+    cpu.fpu.ftw = 0;
+    Ok(())
+}
+
+/// The checks before an MMX instruction.
+pub(super) fn require_mmx(cpu: &mut Cpu) -> Flow {
     if cpu.cr0 & cr0::EM != 0 {
         return Err(cpu.raise(Fault::UD));
     }
     if cpu.cr0 & cr0::TS != 0 {
         return Err(cpu.raise(Fault::NM));
     }
-    require_nothing_pending(cpu)?;
-    // As any MMX instruction, EMMS makes ST0 the bottom register: the others follow in their order.
-    let top = usize::from(cpu.fpu.fsw >> 11 & 7);
-    cpu.fpu.st.rotate_right(top);
-    cpu.fpu.fsw &= !(7 << 11);
-    cpu.fpu.ftw = 0;
-    Ok(())
+    require_nothing_pending(cpu)
+}
+
+/// What any MMX instruction does to the x87 stack: all registers are in use, and ST0 is the bottom one. The others
+/// follow in their order.
+pub(super) fn enter_mmx(fpu: &mut Fpu) {
+    let top = usize::from(fpu.fsw >> 11 & 7);
+    fpu.st.rotate_right(top);
+    fpu.fsw &= !(7 << 11);
+    fpu.ftw = 0xff;
 }
 
 fn ldmxcsr<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {

@@ -16,6 +16,7 @@ mod flag;
 mod fpu;
 mod fxsave;
 mod io;
+mod mmx;
 mod mov;
 mod msr;
 mod muldiv;
@@ -83,6 +84,7 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
         flag::lower,
         bcd::lower,
         sse::lower,
+        mmx::lower,
         fpu::lower,
         fxsave::lower,
         segment::lower,

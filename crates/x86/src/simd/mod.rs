@@ -4,7 +4,7 @@
 //! `float`. Operands are 128-bit values: a general register or a narrow memory operand arrives
 //! zero-extended, and a narrow destination takes the low bits of the result.
 //!
-//! Deliberately not here: MMX, AES, SHA, PCLMULQDQ, and everything with a VEX prefix.
+//! Deliberately not here: AES, SHA, PCLMULQDQ, and everything with a VEX prefix.
 
 use iced_x86::{Code, Instruction};
 
@@ -12,10 +12,12 @@ mod float;
 mod host;
 mod integer;
 mod lanes;
+mod mmx;
 mod shuffle;
 mod text;
 
 pub(crate) use float::{Comparison, Float, evaluate};
+pub(crate) use mmx::Mmx;
 pub(crate) use text::{compare_explicit, compare_implicit};
 
 /// Destination from destination, source and immediate.

@@ -121,16 +121,7 @@ fn shuffles(code: Code) -> Option<Pure> {
         Shufpd_xmm_xmmm128_imm8 => |d, s, imm| {
             (d >> (u32::from(imm & 1) * 64)) & LOW_64 | s >> (u32::from(imm >> 1 & 1) * 64) << 64
         },
-        Pshufb_xmm_xmmm128 => |d, s, _| {
-            let d = u8::split(d);
-            map(s, |index: u8| {
-                if index < 0x80 {
-                    d[usize::from(index & 15)]
-                } else {
-                    0
-                }
-            })
-        },
+        Pshufb_xmm_xmmm128 => |d, s, _| shuffle_bytes(d, s),
         Palignr_xmm_xmmm128_imm8 => |d, s, imm| match u32::from(imm) * 8 {
             0 => s,
             bits @ 1..128 => s >> bits | d << (128 - bits),
@@ -222,13 +213,25 @@ fn blend<T: Lane<N>, const N: usize>(d: u128, s: u128, imm: u8) -> u128 {
     build(|lane| if imm >> lane & 1 == 0 { d } else { s }[lane])
 }
 
-fn insert<const BITS: u32>(d: u128, s: u128, lane: u8) -> u128 {
+pub(super) fn insert<const BITS: u32>(d: u128, s: u128, lane: u8) -> u128 {
     let (at, ones) = (u32::from(lane) * BITS, (1 << BITS) - 1);
     d & !(ones << at) | (s & ones) << at
 }
 
-fn extract<const BITS: u32>(s: u128, lane: u8) -> u128 {
+pub(super) fn extract<const BITS: u32>(s: u128, lane: u8) -> u128 {
     s >> (u32::from(lane) * BITS) & ((1 << BITS) - 1)
+}
+
+/// PSHUFB.
+pub(super) fn shuffle_bytes(d: u128, s: u128) -> u128 {
+    let d = u8::split(d);
+    map(s, |index: u8| {
+        if index < 0x80 {
+            d[usize::from(index & 15)]
+        } else {
+            0
+        }
+    })
 }
 
 /// INSERTPS: imm is source lane, destination lane, and a mask of lanes to clear.

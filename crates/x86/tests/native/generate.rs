@@ -279,7 +279,9 @@ fn is_safe(subject: &Subject, state: &State) -> bool {
 
 /// Whether an instruction may be tried.
 fn is_fit(insn: &Instruction) -> bool {
-    let plain = |register: Register| register.is_gpr() || register.is_xmm() || register.is_st();
+    let plain = |register: Register| {
+        register.is_gpr() || register.is_xmm() || register.is_st() || register.is_mm()
+    };
     let registers_are_plain = (0..insn.op_count())
         .filter(|&i| insn.op_kind(i) == OpKind::Register)
         .all(|i| plain(insn.op_register(i)));
