@@ -127,16 +127,16 @@ fn guest_access<D: Door>(
 ) -> Result<(), Trouble> {
     let routine = access.routine(direction);
     let flaws = HostFlaws::of_this_host();
-    let needs_queue = access.complete_by == CompleteBy::QueuedUd;
-    if !flaws.can_run(routine) || needs_queue && !flaws.keeps_queued_exceptions() {
-        return Err(Trouble::Unsupported("the processor gets it wrong"));
-    }
     let request = guest::Request {
         routine,
         rcx: JUNK & flaws.rcx_junk() | u64::from(access.index),
         rax: JUNK | access.value.0 & 0xffff_ffff,
         rdx: JUNK | access.value.0 >> 32,
     };
+    let needs_queue = access.complete_by == CompleteBy::QueuedUd;
+    if !flaws.can_run(&request) || needs_queue && !flaws.keeps_queued_exceptions() {
+        return Err(Trouble::Unsupported("the processor gets it wrong"));
+    }
     machine.set_access(request);
     machine.poison_record();
     let mut exit = kvm_run(machine)?;

@@ -1,6 +1,6 @@
 //! What is known to differ between kernels, as data with reasons: `testdata/differential/known.toml`.
 
-use msrgate_core::{Access, MsrIndex};
+use msrgate_core::Access;
 use msrgate_tests::guest::Request;
 use serde::Deserialize;
 
@@ -21,6 +21,8 @@ struct Difference {
     /// None: only `first`.
     last: Option<u32>,
     access: Direction,
+    /// Only where a write has one of these bits.
+    bits: Option<u64>,
     what: What,
     reason: String,
 }
@@ -59,17 +61,17 @@ impl Known {
 
     /// Whether the access gives the same on every kernel.
     pub(crate) fn may_compare(&self, request: &Request) -> bool {
-        let (index, access) = target(request);
-        !self.has(index, access, What::Everything)
+        !self.has(request, What::Everything)
     }
 
     /// Whether what it reads is the same on every kernel.
     pub(crate) fn may_compare_value(&self, request: &Request) -> bool {
-        let (index, access) = target(request);
-        !self.has(index, access, What::Value)
+        !self.has(request, What::Value)
     }
 
-    fn has(&self, index: MsrIndex, access: Access, what: What) -> bool {
+    fn has(&self, request: &Request, what: What) -> bool {
+        let (index, access) = target(request);
+        let value = request.rdx << 32 | request.rax & 0xffff_ffff;
         let direction = match access {
             Access::Read => Direction::Read,
             Access::Write => Direction::Write,
@@ -79,6 +81,7 @@ impl Known {
             (line.first..=last).contains(&index.0)
                 && [direction, Direction::Any].contains(&line.access)
                 && line.what == what
+                && line.bits.is_none_or(|bits| bits & value != 0)
         })
     }
 }

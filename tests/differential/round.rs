@@ -30,7 +30,7 @@ impl Round {
         let filter = random_filter(random);
         let flaws = HostFlaws::of_this_host();
         let requests = std::iter::repeat_with(|| random_request(random, &filter, flaws))
-            .filter(|request| known.may_compare(request) && flaws.can_run(request.routine))
+            .filter(|request| known.may_compare(request) && flaws.can_run(request))
             .take(ACCESSES)
             .collect();
         Self {

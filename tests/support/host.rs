@@ -1,11 +1,13 @@
 //! What the processor under the real KVM is known to get wrong: [`HostFlaws`].
 //!
 //! `MSRGATE_HOST=tcg` says that it is QEMU's TCG, which emulates SVM well enough for a KVM in it. Its RDMSR and
-//! WRMSR do not fault on LOCK, and its intercept check looks at the upper half of RCX too (QEMU 7.2).
+//! WRMSR do not fault on LOCK, and take any address; its intercept check looks at the upper half of RCX too
+//! (QEMU 7.2).
 
 use std::env;
+use std::ops::RangeInclusive;
 
-use crate::guest::Routine;
+use crate::guest::{Request, Routine};
 
 /// The flaws that tests must step around.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,9 +41,17 @@ impl HostFlaws {
         !self.is_tcg
     }
 
-    /// Whether the processor does `routine` right.
+    /// Whether the processor does the access right. A denied access never gets to it.
     #[must_use]
-    pub const fn can_run(self, routine: Routine) -> bool {
-        !(self.is_tcg && matches!(routine, Routine::LockRdmsr | Routine::LockWrmsr))
+    pub fn can_run(self, request: &Request) -> bool {
+        let is_locked = matches!(request.routine, Routine::LockRdmsr | Routine::LockWrmsr);
+        let index = request.rcx & 0xffff_ffff;
+        let is_address = ADDRESSES.iter().any(|range| range.contains(&index));
+        let sign = (request.rdx & 0xffff_ffff) >> 15;
+        let is_canonical = sign == 0 || sign == 0x1_ffff;
+        !(self.is_tcg && (is_locked || is_address && !is_canonical))
     }
 }
+
+/// MSRs that hold addresses and are passed through to the processor: `MSR_LSTAR`, `MSR_CSTAR`, and the bases.
+const ADDRESSES: [RangeInclusive<u64>; 2] = [0xc000_0082..=0xc000_0083, 0xc000_0100..=0xc000_0102];
