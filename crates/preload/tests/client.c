@@ -1,7 +1,7 @@
 /* A small client of /dev/kvm: one chapter per command-line word, one TAP line per check.
  *
  * It knows nothing of msrgate. The same expectations hold on the real KVM, where the test runs it too,
- * except for the chapter "files", which is about the embedded one alone.
+ * except for the chapters "hostile" and "files", which are about the embedded one alone.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -425,6 +425,46 @@ static void signal_chapter(void)
 	alarm(60);
 }
 
+/* Whatever the request and wherever the pointer leads: an answer, and everything still works after. */
+static void hostile_chapter(void)
+{
+	/* The last page is not there. */
+	const size_t words = 8192;
+	uint64_t *noise = mmap(NULL, words * 8 + 4096, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	munmap(noise + words, 4096);
+	struct machine m = machine(port_code, sizeof(port_code));
+	const int descriptors[] = { m.system, m.vm, m.vcpu };
+	const unsigned long arguments[] = {
+		0, 0x10, 1ul << 47, -1ul, -8ul, (uintptr_t)noise, (uintptr_t)noise + 1,
+		(uintptr_t)(noise + words) - 8, (uintptr_t)hostile_chapter,
+	};
+	long answered = 0, asked = 0;
+
+	srandom(1);
+	m.run->immediate_exit = 1;
+	for (unsigned int number = 0; number < 256; number++) {
+		for (size_t i = 0; i < words; i++)
+			noise[i] = i % 3 ? (uint64_t)random() << 33 : (uint64_t)random() % 4;
+		for (unsigned int size = 0; size <= 4096; size += size < 600 ? 4 : 8) {
+			for (unsigned int kind = 0; kind < 4 * 3; kind++) {
+				unsigned long request = kind / 3 << 30 | size << 16 | KVMIO << 8 | number;
+				int fd = descriptors[kind % 3];
+				int result = ioctl(fd, request, arguments[random() % 9]);
+				asked++;
+				answered += result >= 0 || (result == -1 && errno > 0);
+				if (result > m.vcpu && fcntl(result, F_GETFD) == FD_CLOEXEC)
+					close(result);
+			}
+		}
+	}
+	value(asked > 1000000, 1);
+	value(answered, asked);
+	struct machine other = machine(port_code, sizeof(port_code));
+	call(ioctl(other.vcpu, KVM_RUN, 0), 0);
+	value(io_data(&other), 'A');
+}
+
 static void files_chapter(void)
 {
 	char text[16] = "";
@@ -458,7 +498,7 @@ static const struct {
 	{ "vcpu", vcpu_chapter },	{ "msr", msr_chapter },
 	{ "descriptors", descriptors_chapter }, { "fork", fork_chapter },
 	{ "threads", threads_chapter }, { "close", close_chapter },
-	{ "signal", signal_chapter },	{ "files", files_chapter },
+	{ "signal", signal_chapter },	{ "hostile", hostile_chapter },	{ "files", files_chapter },
 };
 
 int main(int argc, char **argv)

@@ -55,6 +55,11 @@ fn handled_signal_ends_a_run() {
 }
 
 #[test]
+fn any_request_with_any_pointer_is_answered() {
+    soft("hostile");
+}
+
+#[test]
 fn module_parameters_are_those_of_the_embedded_kvm() {
     soft("files");
 }
