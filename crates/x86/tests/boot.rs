@@ -85,6 +85,7 @@ fn tables(ram: &mut Ram) {
     ram.write_u64(TABLES + 0x4000, (TABLES + 0x5000) | 7);
 }
 
+#[expect(clippy::too_many_lines, reason = "the programs of one boot")]
 fn code(ram: &mut Ram) {
     put(ram, 16, REAL, |a| {
         a.cli()?;

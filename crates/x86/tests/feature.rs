@@ -1,11 +1,5 @@
 //! A feature that may be advertised has its instructions.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "what fails here fails the test"
-)]
-
 mod support;
 #[path = "support/tables.rs"]
 mod tables;

@@ -1,9 +1,4 @@
 //! Interrupts and exceptions: what is pushed (SDM vol. 3, figure 6-9), where it goes, and the way back.
-#![expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "what fails here fails the test"
-)]
 
 mod support;
 #[path = "support/tables.rs"]

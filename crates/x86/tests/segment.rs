@@ -14,7 +14,7 @@ use msrgate_x86::Stop;
 use support::{CODE, Machine, STACK};
 use tables::{
     FREE, GDT, KERNEL_CODE, KERNEL_DATA, RSP0, TASK, TSS, USER_CODE, USER_CODE_32, USER_DATA,
-    become_user, frame, gate, kernel, user,
+    become_user, frame, kernel,
 };
 
 const UD: u8 = 6;

@@ -1,9 +1,4 @@
 //! System instructions: control registers, system calls, ports, CPUID, and the privilege that each needs.
-#![expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "what fails here fails the test"
-)]
 
 mod support;
 #[path = "support/tables.rs"]

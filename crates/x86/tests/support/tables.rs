@@ -4,6 +4,8 @@
     unreachable_pub,
     missing_docs,
     clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
     reason = "each test uses a part of it"
 )]
 
