@@ -1,14 +1,14 @@
 //! MMX instructions: the low 64 bits of the x87 registers.
 //!
-//! MASKMOVQ and the conversions between MMX registers and floats are not here. `imm` of the [`Op`] is the
-//! immediate byte, and above it the index in [`FUNCTIONS`].
+//! MASKMOVQ is not here. `imm` of the [`Op`] is the immediate byte, and above it the index in [`FUNCTIONS`].
 
 use std::sync::LazyLock;
 
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::fpu::{enter_mmx, require_mmx};
-use super::places::{General, Memory, Nothing, Place, Xmm};
+use super::places::{Aligned, General, Memory, Nothing, Place, Xmm};
+use super::sse::{require_sse, under_mxcsr};
 use crate::op::{Exec, Exit, Flow, Op};
 use crate::simd::Mmx;
 use crate::{Bus, Cpu};
@@ -26,6 +26,13 @@ pub(super) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B
         .ok()?;
     op.imm = op.imm & 0xff | (index as u64) << 8;
     let exec: Exec<B> = match (kind(insn, 0), kind(insn, 1)) {
+        (to, from) if matches!(FUNCTIONS[index].1, Mmx::Float(_)) => match (to, from) {
+            (Kind::Xmm, Kind::Mm) => convert::<B, Xmm, Mm, true>,
+            (Kind::Xmm, _) => convert::<B, Xmm, Memory<u64>, false>,
+            (_, Kind::Xmm) => convert::<B, Mm, Xmm, true>,
+            (_, Kind::Memory(8)) => convert::<B, Mm, Memory<u64>, true>,
+            _ => convert::<B, Mm, Aligned, true>,
+        },
         (Kind::Mm, Kind::Mm) => mmx::<B, Mm, Mm>,
         (Kind::Mm, Kind::Xmm) => mmx::<B, Mm, Xmm>,
         (Kind::Mm, Kind::General32) => mmx::<B, Mm, General<u32>>,
@@ -68,13 +75,36 @@ fn kind(insn: &Instruction, operand: u32) -> Kind {
 }
 
 fn mmx<B: Bus, D: Place, S: Place>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    let Mmx::Integer(function) = FUNCTIONS[(op.imm >> 8) as usize].1 else {
+        unreachable!("lowered so")
+    };
     require_mmx(cpu)?;
     let source = S::read(cpu, bus, op, op.src)?;
-    let function = FUNCTIONS[(op.imm >> 8) as usize].1;
     let value = function.apply(D::before(cpu, op), source, op.imm as u8);
     let before = cpu.fpu;
     enter_mmx(&mut cpu.fpu);
     D::write(cpu, bus, op, value).inspect_err(|_| cpu.fpu = before)
+}
+
+/// `ENTERS`: an MMX register takes part.
+fn convert<B: Bus, D: Place, S: Place, const ENTERS: bool>(
+    cpu: &mut Cpu,
+    bus: &mut B,
+    op: &Op<B>,
+) -> Flow {
+    let Mmx::Float(function) = FUNCTIONS[(op.imm >> 8) as usize].1 else {
+        unreachable!("lowered so")
+    };
+    require_sse(cpu)?;
+    require_mmx(cpu)?;
+    let source = S::read(cpu, bus, op, op.src)?;
+    let before = D::before(cpu, op);
+    if ENTERS {
+        // Even where #XM follows.
+        enter_mmx(&mut cpu.fpu);
+    }
+    let value = under_mxcsr(cpu, |mxcsr| function(mxcsr, before, source, 0))?;
+    D::write(cpu, bus, op, value)
 }
 
 /// An MMX register.

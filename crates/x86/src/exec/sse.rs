@@ -155,7 +155,7 @@ fn comparison<B: Bus, D: Place, S: Place>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>
 }
 
 /// Runs `f` under the guest's MXCSR, which gets the new flags; or raises #XM.
-fn under_mxcsr<R>(cpu: &mut Cpu, f: impl Fn(&mut u32) -> R) -> Result<R, Exit> {
+pub(super) fn under_mxcsr<R>(cpu: &mut Cpu, f: impl Fn(&mut u32) -> R) -> Result<R, Exit> {
     match simd::evaluate(cpu.fpu.mxcsr, f) {
         Ok((result, mxcsr)) => {
             cpu.fpu.mxcsr = mxcsr;

@@ -69,6 +69,22 @@ pub(super) fn lookup(code: Code) -> Option<Float> {
         .or_else(|| sse41(code).filter(|_| is_x86_feature_detected!("sse4.1")))
 }
 
+/// Conversions between MMX registers and floats: of the low half, with zeros above that raise nothing.
+pub(super) fn lookup_mmx(code: Code) -> Option<Float> {
+    use Code::*;
+    const LOW: u128 = u64::MAX as u128;
+    let function: Float = match code {
+        Cvtpi2ps_xmm_mmm64 => |m, d, s, _| d & !LOW | host::cvtdq2ps(m, 0, s & LOW) & LOW,
+        Cvtpi2pd_xmm_mmm64 => |m, d, s, _| host::cvtdq2pd(m, d, s),
+        Cvtps2pi_mm_xmmm64 => |m, _, s, _| host::cvtps2dq(m, 0, s & LOW),
+        Cvttps2pi_mm_xmmm64 => |m, _, s, _| host::cvttps2dq(m, 0, s & LOW),
+        Cvtpd2pi_mm_xmmm128 => |m, _, s, _| host::cvtpd2dq(m, 0, s),
+        Cvttpd2pi_mm_xmmm128 => |m, _, s, _| host::cvttpd2dq(m, 0, s),
+        _ => return None,
+    };
+    Some(function)
+}
+
 /// COMISS and relatives.
 pub(super) fn lookup_comparison(code: Code) -> Option<Comparison> {
     let comparison: Comparison = match code {

@@ -2,11 +2,28 @@
 
 use iced_x86::Code;
 
-use super::{Pure, integer, shuffle};
+use super::{Float, Pure, float, integer, shuffle};
 
-/// What an MMX instruction does with 64-bit values.
+/// What an MMX instruction does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Mmx {
+pub(crate) enum Mmx {
+    /// Bits in, bits out.
+    Integer(Integer),
+    /// A conversion under MXCSR; may raise #XM.
+    Float(Float),
+}
+
+impl Mmx {
+    /// What `code` does, if it is an MMX instruction. MASKMOVQ is not here.
+    pub(crate) fn of(code: Code) -> Option<Self> {
+        let integer = Integer::of(code).map(Self::Integer);
+        integer.or_else(|| float::lookup_mmx(code).map(Self::Float))
+    }
+}
+
+/// What an instruction does with 64-bit values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Integer {
     shape: Shape,
     function: Pure,
 }
@@ -22,9 +39,8 @@ enum Shape {
     Joined,
 }
 
-impl Mmx {
-    /// What `code` does, if it is an MMX instruction. MASKMOVQ is not here, nor are conversions to and from floats.
-    pub(crate) fn of(code: Code) -> Option<Self> {
+impl Integer {
+    fn of(code: Code) -> Option<Self> {
         if let Some(function) = own(code) {
             return Some(Self {
                 shape: Shape::Low,

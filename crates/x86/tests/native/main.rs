@@ -31,7 +31,7 @@ use state::{End, State};
 
 const CASES: u64 = 1_000_000;
 /// Fewer distinct instructions than this means that the test does not test.
-const MIN_CODES: usize = 1000;
+const MIN_CODES: usize = 1100;
 /// Inputs for each instruction.
 const INPUTS: u64 = 8;
 const MXCSR_MISALIGNED: u32 = 1 << 17;
