@@ -69,7 +69,8 @@ impl KvmVm {
             };
             // SAFETY: `__kvm_set_memory_region` keeps `userspace_addr` and lets the guest use
             // `memory_size` bytes from there. The region is mapped for as long as `memory`, which
-            // `Shared` drops after the VM's descriptor; every vCPU holds `Shared` too.
+            // `Shared` drops after the VM's descriptor; every vCPU holds `Shared` too. A kicker's mapping
+            // can keep the kernel's VM for longer, but without a descriptor nothing runs it.
             unsafe { vm.set_user_memory_region(region) }
                 .map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
         }
