@@ -1,6 +1,6 @@
 //! MMX instructions: the low 64 bits of the x87 registers.
 //!
-//! MASKMOVQ is not here. `imm` of the [`Op`] is the immediate byte, and above it the index in [`FUNCTIONS`].
+//! `imm` of the [`Op`] is the immediate byte, and above it the index in [`FUNCTIONS`].
 
 use std::sync::LazyLock;
 
@@ -8,10 +8,10 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use super::fpu::{enter_mmx, require_mmx};
 use super::places::{Aligned, General, Memory, Nothing, Place, Xmm};
-use super::sse::{require_sse, under_mxcsr};
+use super::sse::{require_sse, store_selected, under_mxcsr};
 use crate::op::{Exec, Exit, Flow, Op};
 use crate::simd::Mmx;
-use crate::{Bus, Cpu};
+use crate::{Bus, Cpu, reg};
 
 static FUNCTIONS: LazyLock<Vec<(Code, Mmx)>> = LazyLock::new(|| {
     Code::values()
@@ -21,6 +21,11 @@ static FUNCTIONS: LazyLock<Vec<(Code, Mmx)>> = LazyLock::new(|| {
 
 /// The functions of this family.
 pub(super) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B>> {
+    if insn.code() == Code::Maskmovq_rDI_mm_mm {
+        op.base = reg::RDI as u8;
+        op.dst = insn.op2_register().number() as u8;
+        return Some(masked_store);
+    }
     let index = FUNCTIONS
         .binary_search_by_key(&insn.code(), |&(code, _)| code)
         .ok()?;
@@ -105,6 +110,15 @@ fn convert<B: Bus, D: Place, S: Place, const ENTERS: bool>(
     }
     let value = under_mxcsr(cpu, |mxcsr| function(mxcsr, before, source, 0))?;
     D::write(cpu, bus, op, value)
+}
+
+/// MASKMOVQ. `src` is the data, `dst` the mask.
+fn masked_store<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    require_mmx(cpu)?;
+    let (data, mask) = (Mm::get(cpu, op.src), Mm::get(cpu, op.dst));
+    store_selected(cpu, bus, op, data, mask)?;
+    enter_mmx(&mut cpu.fpu);
+    Ok(())
 }
 
 /// An MMX register.

@@ -230,15 +230,22 @@ fn text<B: Bus, D: Place, S: Place>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> F
 /// MASKMOVDQU. `src` is the data, `dst` the mask.
 fn masked_store<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
     require_sse(cpu)?;
-    let data = cpu.fpu.xmm[usize::from(op.src & 15)].to_le_bytes();
-    let mask = cpu.fpu.xmm[usize::from(op.dst & 15)].to_le_bytes();
+    let data = cpu.fpu.xmm[usize::from(op.src & 15)];
+    let mask = cpu.fpu.xmm[usize::from(op.dst & 15)];
+    store_selected(cpu, bus, op, data, mask)
+}
+
+/// Stores those bytes of `data` whose byte of `mask` has its sign bit set.
+pub(super) fn store_selected<B: Bus>(
+    cpu: &mut Cpu,
+    bus: &mut B,
+    op: &Op<B>,
+    data: u128,
+    mask: u128,
+) -> Flow {
     let linear = cpu.linear(op, 16, AccessKind::Write)?;
-    let selected = || {
-        (0_u64..)
-            .zip(data)
-            .zip(mask)
-            .filter(|(_, mask)| mask & 0x80 != 0)
-    };
+    let bytes = || (0_u64..).zip(data.to_le_bytes()).zip(mask.to_le_bytes());
+    let selected = || bytes().filter(|(_, mask)| mask & 0x80 != 0);
     for ((at, _), _) in selected() {
         cpu.reserve(bus, linear.wrapping_add(at), op.segment(), 1)?;
     }

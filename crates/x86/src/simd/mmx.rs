@@ -14,7 +14,7 @@ pub(crate) enum Mmx {
 }
 
 impl Mmx {
-    /// What `code` does, if it is an MMX instruction. MASKMOVQ is not here.
+    /// What `code` does, if it is an MMX instruction other than MASKMOVQ.
     pub(crate) fn of(code: Code) -> Option<Self> {
         let integer = Integer::of(code).map(Self::Integer);
         integer.or_else(|| float::lookup_mmx(code).map(Self::Float))

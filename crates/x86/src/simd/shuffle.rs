@@ -75,7 +75,6 @@ fn moves(code: Code) -> Option<Pure> {
     Some(function)
 }
 
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn shuffles(code: Code) -> Option<Pure> {
     use Code::*;
     let function: Pure = match code {

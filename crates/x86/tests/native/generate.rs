@@ -255,7 +255,7 @@ fn is_safe(subject: &Subject, state: &State) -> bool {
     }
     // Processors differ about faults of bytes that are not stored.
     let rdi = state.gpr[RDI];
-    if insn.mnemonic() == Mnemonic::Maskmovdqu
+    if matches!(insn.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq)
         && !(WRITABLE.contains(&rdi) && WRITABLE.contains(&(rdi + 15)))
     {
         return false;
