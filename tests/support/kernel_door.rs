@@ -96,10 +96,12 @@ impl Door for KernelDoor {
 /// # Panics
 /// The child cannot be made.
 pub fn in_child(call: impl FnOnce() -> Result<i32, Errno>) -> Result<i32, Errno> {
-    // SAFETY: the child makes one call and ends. A lock that another thread held stays locked in it, which
-    // would hang it; the calls tested here are refused before they take any.
+    // SAFETY: the child makes one call and ends. A lock that another thread held stays locked in it; the calls
+    // tested here are refused before they take any, and one that is not is ended by the alarm.
     let child = unsafe { libc::fork() };
     if child == 0 {
+        // SAFETY: takes a number of seconds.
+        unsafe { libc::alarm(10) };
         let errno = call().err().map_or(0, |errno| errno.0);
         // SAFETY: ends the child without running what belongs to the parent.
         unsafe { libc::_exit(errno) };
@@ -108,6 +110,7 @@ pub fn in_child(call: impl FnOnce() -> Result<i32, Errno>) -> Result<i32, Errno>
     // SAFETY: `status` is ours to write.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!(waited, child, "the child ends");
+    assert!(libc::WIFEXITED(status), "the child's call ends");
     match libc::WEXITSTATUS(status) {
         0 => Ok(0),
         errno => Err(Errno(errno)),
