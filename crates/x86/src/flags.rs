@@ -39,7 +39,9 @@ const ALWAYS_ONE: u64 = 1 << 1;
 
 const CARRY_OUT: u64 = 1 << 63;
 const CARRY_IN: u64 = 1 << 62;
+const FLIP_PF: u64 = 1 << 8;
 const NIBBLE_CARRY: u64 = 1 << 3;
+const FLIP_SF: u64 = 1 << 0;
 
 /// RFLAGS.
 #[derive(Clone, Copy, Debug)]
@@ -77,12 +79,13 @@ impl Flags {
 
     /// The arithmetic flags alone.
     pub(crate) fn arithmetic(&self) -> u64 {
-        u64::from(self.cf()) * CF
-            | u64::from(self.pf()) * PF
-            | u64::from(self.af()) * AF
-            | u64::from(self.zf()) * ZF
-            | u64::from(self.sf()) * SF
-            | u64::from(self.of()) * OF
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        bit(self.cf(), CF)
+            | bit(self.pf(), PF)
+            | bit(self.af(), AF)
+            | bit(self.zf(), ZF)
+            | bit(self.sf(), SF)
+            | bit(self.of(), OF)
     }
 
     /// Sets the arithmetic flags out of `value`.
@@ -91,11 +94,12 @@ impl Flags {
         let overflow = value & OF != 0;
         // Not zero, low byte 0, not negative: PF would be set and SF clear.
         self.result = if value & ZF != 0 { 0 } else { 1 << 8 };
-        self.aux = u64::from(carry) * CARRY_OUT
-            | u64::from(carry != overflow) * CARRY_IN
-            | u64::from(value & PF == 0) << 8
-            | u64::from(value & AF != 0) * NIBBLE_CARRY
-            | u64::from(value & SF != 0);
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        self.aux = bit(carry, CARRY_OUT)
+            | bit(carry != overflow, CARRY_IN)
+            | bit(value & PF == 0, FLIP_PF)
+            | bit(value & AF != 0, NIBBLE_CARRY)
+            | bit(value & SF != 0, FLIP_SF);
     }
 
     /// Sets those arithmetic flags that `mask` names out of `value`.

@@ -72,6 +72,7 @@ impl Cpu {
         }
     }
 
+    /// Runs a block: again and again, while it ends with a jump to its own start.
     #[inline]
     fn run_block<B: Bus>(
         &mut self,
@@ -79,20 +80,30 @@ impl Cpu {
         ops: &[Op<B>],
         left: &mut u64,
     ) -> Result<(), Stop> {
+        let start = self.rip;
         let ops = &ops[..ops.len().min(*left as usize)];
-        for (i, op) in ops.iter().enumerate() {
-            let Err(exit) = (op.exec)(self, bus, op) else {
-                continue;
-            };
-            let (before, after) = (i as u64, i as u64 + 1);
-            *left -= after;
-            if exit == Exit::Jump {
-                self.retired += after;
-                return Ok(());
+        loop {
+            let mut ended = None;
+            for (i, op) in ops.iter().enumerate() {
+                if let Err(exit) = (op.exec)(self, bus, op) {
+                    ended = Some((i as u64, op, exit));
+                    break;
+                }
             }
-            if exit == Exit::Leave {
-                self.rip = self.next_rip(op);
-                self.retired += after;
+            let Some((before, op, exit)) = ended else {
+                *left -= ops.len() as u64;
+                self.retired += ops.len() as u64;
+                if let Some(last) = ops.last() {
+                    self.rip = self.next_rip(last);
+                }
+                return Ok(());
+            };
+            *left -= before + 1;
+            if exit == Exit::Jump {
+                self.retired += before + 1;
+                if self.rip == start && !self.attention && *left >= ops.len() as u64 {
+                    continue;
+                }
                 return Ok(());
             }
             self.retired += before;
@@ -101,12 +112,6 @@ impl Cpu {
                 _ => self.finish(bus, op, exit),
             };
         }
-        *left -= ops.len() as u64;
-        self.retired += ops.len() as u64;
-        if let Some(last) = ops.last() {
-            self.rip = self.next_rip(last);
-        }
-        Ok(())
     }
 
     /// Executes one instruction alone, and everything that belongs between it and the next.

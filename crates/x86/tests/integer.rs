@@ -1,7 +1,14 @@
 //! Small programs: blocks, budgets, memory, MMIO, code that changes itself, repeated strings.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "the numbers are small, and what is assembled here is valid"
+)]
+
 mod support;
 
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use msrgate_x86::Stop;
 use support::{CODE, MMIO, Machine, STACK};
@@ -12,8 +19,6 @@ fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> 
     build(&mut a).unwrap();
     a.assemble(CODE).unwrap()
 }
-
-use iced_x86::IcedError;
 
 /// A program that never comes to an end by itself.
 fn machine(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {

@@ -4,7 +4,9 @@
     unreachable_pub,
     missing_docs,
     clippy::allow_attributes,
-    reason = "each test uses a part of it"
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "each test uses a part of it, and addresses fit"
 )]
 
 use std::ops::Range;
