@@ -56,6 +56,8 @@ fn control(m: &mut Machine, cr0_set: u64, cr4_clear: u64) {
 }
 
 type Build = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+/// Name, instruction, CR0 bits that are set, CR4 bits that are not, and what comes of it.
+type Row = (&'static str, Build, u64, u64, Result<(), u8>);
 
 #[test]
 fn switched_off_units_fault() {
@@ -65,7 +67,7 @@ fn switched_off_units_fault() {
     let x87: Build = |a| a.fld1();
     let save: Build = |a| a.fxsave(ptr(rdi));
     let mmx: Build = |a| a.emms();
-    let rows: [(&str, Build, u64, u64, Result<(), u8>); 14] = [
+    let rows: [Row; 14] = [
         ("SSE", sse, 0, 0, Ok(())),
         ("SSE, TS", sse, TS, 0, Err(NM)),
         ("SSE, EM", sse, EM, 0, Err(UD)),
