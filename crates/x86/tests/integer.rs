@@ -336,3 +336,22 @@ fn random_bytes_never_panic() {
         }
     }
 }
+
+#[test]
+fn double_shifts_take_bits_from_the_second_operand() {
+    let mut m = machine(|a| {
+        a.shld(eax, edx, 8)?;
+        a.shrd(ebx, edx, 8)?;
+        a.shld(rsi, rdi, 63)?;
+        a.shld(r8w, r9w, 4)
+    });
+    m.set(|r| {
+        (r.rax, r.rbx, r.rdx) = (0x1122_3344, 0x1122_3344, 0xaabb_ccdd);
+        (r.rsi, r.rdi) = (1, 0x8000_0000_0000_0002);
+        (r.r8, r.r9) = (0x1234, 0xabcd);
+    });
+    m.run(4);
+    let r = m.cpu.registers();
+    assert_eq!((r.rax, r.rbx), (0x2233_44aa, 0xdd11_2233));
+    assert_eq!((r.rsi, r.r8), (0xc000_0000_0000_0001, 0x234a));
+}
