@@ -2,6 +2,10 @@
 //! exceptions. What single instructions compute is compared with the host in `native`.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "a guest address is an index into the test's RAM"
+)]
 
 mod support;
 #[path = "support/tables.rs"]
