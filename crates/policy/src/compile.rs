@@ -1,15 +1,12 @@
 //! [`compile`]: the door. From a text to what the VM and its gates need, or to what is wrong.
 
-use msrgate_core::{
-    Access, Action, DefaultAction, Defaults, ExitReason, ExitReasons, Image, MAX_RANGES, MsrFilter,
-    Rule,
-};
+use msrgate_core::{Access, Action, Defaults, ExitReason, ExitReasons, Image, MsrFilter, Rule};
 
 use crate::ast::{Policy, Selector, Word, WrittenRule};
 use crate::diagnostic::{Diagnostic, Severity};
+use crate::filter::filter;
 use crate::forward::unfaithful;
 use crate::parse::parse;
-use crate::plan::{Exceptions, Interval, PlanError, plan};
 use crate::resolve::{Segment, overlaps, resolve};
 
 /// A policy, ready for use. Set the reasons first, then the filter; give the image to every gate.
@@ -157,73 +154,6 @@ fn check_exempt(policy: &Policy, defaults: &Defaults, diagnostics: &mut Vec<Diag
                 .help("to say that you know: [[rule]] msr = \"0x800..=0x8ff\", both = \"allow\""),
         );
     }
-}
-
-fn filter(
-    policy: &Policy,
-    segments: &[Vec<Segment>; 2],
-    defaults: &Defaults,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> Option<MsrFilter> {
-    let allows_by_default = defaults.known == Rule::ALLOW;
-    let exceptions = Exceptions {
-        default: if allows_by_default {
-            DefaultAction::Allow
-        } else {
-            DefaultAction::Deny
-        },
-        intervals: [0, 1].map(|access| {
-            let differs = |segment: &&Segment| {
-                let is_exempt = segment.first >= 0x800 && segment.last <= 0x8ff;
-                !is_exempt && (segment.rule == Rule::ALLOW) != allows_by_default
-            };
-            merged(segments[access].iter().filter(differs))
-        }),
-    };
-    let error = match plan(&exceptions) {
-        Ok(filter) => return Some(filter),
-        Err(error) => error,
-    };
-    diagnostics.push(match error {
-        PlanError::TooManyRanges { needed } => Diagnostic::error(
-            "policy::too-many-ranges",
-            format!("the policy needs {needed} filter ranges, but KVM has {MAX_RANGES}"),
-        )
-        .help(if allows_by_default {
-            "a range holds 12,288 MSRs, allowed or not: name fewer MSRs that lie far from others"
-        } else {
-            "a range holds 12,288 MSRs, allowed or not: allow fewer MSRs that lie far from others"
-        }),
-        PlanError::LastMsr => {
-            let diagnostic = Diagnostic::error(
-                "policy::last-msr",
-                "no filter range can hold MSR 0xffffffff",
-            )
-            .help("end the range at 0xfffffffe: only the default governs the last MSR");
-            let selectors = policy.rules.iter().flat_map(|written| &written.msrs);
-            match selectors
-                .into_iter()
-                .find(|selector| selector.last.0 == u32::MAX)
-            {
-                Some(selector) => diagnostic.at(selector.span.clone(), "holds MSR 0xffffffff"),
-                None => diagnostic,
-            }
-        }
-    });
-    None
-}
-
-fn merged<'a>(segments: impl Iterator<Item = &'a Segment>) -> Vec<Interval> {
-    let mut intervals: Vec<Interval> = Vec::new();
-    for segment in segments {
-        match intervals.last_mut() {
-            Some(before) if before.1.checked_add(1) == Some(segment.first) => {
-                before.1 = segment.last
-            }
-            _ => intervals.push((segment.first, segment.last)),
-        }
-    }
-    intervals
 }
 
 fn image(

@@ -23,6 +23,7 @@
 mod ast;
 mod compile;
 mod diagnostic;
+mod filter;
 mod forward;
 mod parse;
 mod plan;

@@ -225,14 +225,61 @@ fn seventeen_far_msrs_do_not_fit() {
     use std::fmt::Write;
     let mut body = String::new();
     for number in 0..17 {
-        writeln!(body, "[[rule]]\nmsr = {}\nboth = 'fault'", number << 16).expect("a String");
+        let msrs = match number {
+            5 => "0x50010".to_owned(),
+            _ => format!("'{0:#x}0000..={0:#x}0001'", number),
+        };
+        writeln!(body, "[[rule]]\nmsr = {msrs}\nboth = 'fault'").expect("a String");
     }
-    let (_, diagnostics) = mistakes(&body);
+    let (source, diagnostics) = mistakes(&body);
     assert_eq!(diagnostics[0].code, "policy::too-many-ranges");
     assert_eq!(
         diagnostics[0].message,
         "the policy needs 17 filter ranges, but KVM has 16"
     );
+    let [label] = &diagnostics[0].labels[..] else {
+        panic!("{diagnostics:?}")
+    };
+    assert_eq!(
+        &source[label.span.clone()],
+        "0x50010",
+        "the emptiest window"
+    );
+    assert_eq!(label.text, "in 0x50010..=0x50010");
+    let help: Vec<&str> = diagnostics[0]
+        .help
+        .as_deref()
+        .expect("a way out")
+        .lines()
+        .collect();
+    assert_eq!(
+        help[..3],
+        [
+            "name fewer MSRs that lie far from others; it fits without any 1 of these:",
+            "0x50010..=0x50010: one without a name",
+            "0x0..=0x1: IA32_P5_MC_ADDR and 1 more",
+        ]
+    );
+    assert_eq!(help.len(), 18, "all windows");
+}
+
+#[test]
+fn long_range_does_not_fit_and_is_not_listed() {
+    let (_, diagnostics) = mistakes("[[rule]]\nmsr = '0x900..=0xffffff'\nboth = 'fault'");
+    assert_eq!(diagnostics[0].code, "policy::too-many-ranges");
+    assert_eq!(
+        diagnostics[0].message,
+        "the policy needs more than 64 filter ranges, but KVM has 16"
+    );
+}
+
+#[test]
+fn allowed_range_across_the_x2apic_is_one_filter_range() {
+    let compiled = compile(
+        "version = 1\n[defaults]\nknown = 'fault'\n[[rule]]\nmsr = '0x0..=0x1fff'\nboth = 'allow'",
+    )
+    .expect("no mistakes");
+    assert_eq!(compiled.filter.ranges().len(), 1);
 }
 
 #[test]

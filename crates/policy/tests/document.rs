@@ -21,11 +21,16 @@ fn policies_of_the_document_compile_without_a_warning() {
 
 #[test]
 fn document_and_code_have_the_same_diagnostics() {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     let mut in_code = Vec::new();
-    for entry in fs::read_dir(sources).expect("a folder") {
-        let source = fs::read_to_string(entry.expect("a file").path()).expect("a text");
-        in_code.extend(codes(&source, '"'));
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).expect("a folder");
+            paths.extend(entries.map(|entry| entry.expect("a file").path()));
+        } else {
+            let source = fs::read_to_string(path).expect("a text");
+            in_code.extend(codes(&source, '"'));
+        }
     }
     let mut in_document = codes(DOCUMENT, '`');
     in_code.sort();
