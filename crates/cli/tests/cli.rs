@@ -146,7 +146,7 @@ fn guest_of_the_document_runs() {
         .args([&guest, &source])
         .status();
     let Ok(status) = compiler else {
-        println!("SKIP(cc): there is no C compiler");
+        support::say("SKIP(cc): there is no C compiler");
         return;
     };
     assert!(status.success());
@@ -405,10 +405,10 @@ fn smallest_example_prints_its_event() {
         .expect("a folder")
         .join("examples/first");
     if !example.exists() {
-        println!(
+        support::say(&format!(
             "SKIP(example): {} is built by a full `cargo test`",
             example.display()
-        );
+        ));
         return;
     }
     let output = Command::new(example).output().expect("the example runs");
