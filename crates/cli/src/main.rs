@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod check;
 mod console;
 mod policy;
 mod report;
@@ -31,6 +32,7 @@ Exit status: 0 done; 1 with --strict, the guest did what the policy forbids;
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Check(check::Args),
     Wrap(wrap::Args),
 }
 
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Wrap(args) => wrap::run(&args),
     };
     match result {
