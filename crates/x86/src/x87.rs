@@ -176,6 +176,21 @@ mod tests {
     }
 
     #[test]
+    fn status_that_a_guest_made_up_raises_nothing_on_the_host() {
+        for fcw in 0x340..0x380 {
+            for fsw in (0..0x100).filter(|fsw| fsw & !fcw & 0x3f == 0) {
+                let mut fpu = Fpu {
+                    fcw,
+                    fsw,
+                    ..Fpu::default()
+                };
+                run(&mut fpu, 0xd9, 0xe8, &mut Operand::zeroed(), 0);
+                assert_eq!(fpu.st[0], ONE, "fcw {fcw:#x}, fsw {fsw:#x}");
+            }
+        }
+    }
+
+    #[test]
     fn fcomi_sets_flags() {
         let mut fpu = Fpu {
             ftw: 0xc0,
