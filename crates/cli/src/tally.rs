@@ -99,6 +99,7 @@ mod tests {
                 index: MsrIndex(index),
                 access: Access::Read,
                 reason: ExitReason::UNKNOWN,
+                rip: None,
                 value: 0,
                 outcome: Outcome::Ignored,
                 log: false,

@@ -25,8 +25,10 @@ pub struct Event {
     pub index: MsrIndex,
     /// In which direction.
     pub access: Access,
-    /// Why KVM did not answer by itself.
+    /// Why KVM did not answer by itself; [`ExitReason::NONE`] where it did, and somebody watched.
     pub reason: ExitReason,
+    /// Where the instruction is, if the recorder wants to know.
+    pub rip: Option<u64>,
     /// What was written, or what the read was answered with (0 where that is #GP).
     pub value: u64,
     /// What became of it.
@@ -48,9 +50,9 @@ impl fmt::Display for Event {
         }
         write!(f, ", {}: ", self.reason)?;
         match (self.outcome, self.access) {
-            (Outcome::Value | Outcome::Forwarded, Access::Read) => write!(f, "= {:#x}", self.value),
             (Outcome::Fault, _) => fmt::Display::fmt(&Gp, f),
-            (outcome, _) => fmt::Display::fmt(&outcome, f),
+            (Outcome::Ignored, _) | (_, Access::Write) => fmt::Display::fmt(&self.outcome, f),
+            (_, Access::Read) => write!(f, "= {:#x}", self.value),
         }
     }
 }
@@ -63,6 +65,14 @@ pub enum Outcome {
     Value,
     /// KVM did it on the host path.
     Forwarded,
+    /// KVM did it on the host path, but for some bits.
+    Masked,
+    /// A register that the gate keeps.
+    Shadow,
+    /// A program's own handler did it.
+    Handled,
+    /// It never left KVM, which did it.
+    Native,
     /// A read of 0, or a write that was dropped.
     Ignored,
     /// The guest got #GP(0).
@@ -78,6 +88,10 @@ impl Outcome {
             Self::Ignored => "ignored",
             Self::Value => "value",
             Self::Forwarded => "forwarded",
+            Self::Masked => "masked",
+            Self::Shadow => "shadow",
+            Self::Handled => "handled",
+            Self::Native => "native",
         }
     }
 }
@@ -99,6 +113,7 @@ mod tests {
             index: MsrIndex(0x8b),
             access: Access::Read,
             reason: ExitReason::FILTER,
+            rip: None,
             value: 0x42,
             outcome: Outcome::Value,
             log: false,

@@ -6,10 +6,11 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 
 use crate::{
-    Access, Action, Event, ExitReason, Gp, Image, MsrIndex, Outcome, Vcpu, VcpuId, VmEntry,
-    VmError, VmExit,
+    Access, Action, Event, ExitReason, Gp, HandlerId, Image, MsrIndex, Outcome, Shadow, Vcpu,
+    VcpuId, VmEntry, VmError, VmExit,
 };
 
 /// Answers the MSR accesses of one vCPU.
@@ -35,22 +36,33 @@ use crate::{
 /// assert_eq!(gate.recorder()[0].outcome, Outcome::Value);
 /// # Ok::<(), ImageError>(())
 /// ```
-#[derive(Debug)]
 pub struct Gate<R> {
     vcpu: VcpuId,
     image: Arc<Image>,
+    handlers: Arc<[Arc<dyn MsrHandler>]>,
+    /// By [`Image::shadow`]; `None` until the guest writes it.
+    shadows: Vec<Option<u64>>,
     recorder: R,
 }
 
 impl<R: Recorder> Gate<R> {
     /// A gate that answers for `vcpu` from `image`.
     #[must_use]
-    pub const fn new(vcpu: VcpuId, image: Arc<Image>, recorder: R) -> Self {
+    pub fn new(vcpu: VcpuId, image: Arc<Image>, recorder: R) -> Self {
         Self {
             vcpu,
+            shadows: alloc::vec![None; image.shadow_count()],
             image,
+            handlers: Arc::new([]),
             recorder,
         }
+    }
+
+    /// Answers with these where the policy names a handler.
+    #[must_use]
+    pub fn with_handlers(mut self, handlers: Arc<[Arc<dyn MsrHandler>]>) -> Self {
+        self.handlers = handlers;
+        self
     }
 
     /// Answers `exit` if it is an MSR access: the entry goes into the vCPU's next run. `None`: the exit
@@ -69,6 +81,7 @@ impl<R: Recorder> Gate<R> {
             index,
             access,
             reason,
+            rip: if R::WANTS_RIP { host.rip() } else { None },
             value: answer.value,
             outcome: answer.outcome,
             log: rule.log,
@@ -84,6 +97,7 @@ impl<R: Recorder> Gate<R> {
 
     /// Answers from another image from now on. Replace the VM's filter too.
     pub fn set_image(&mut self, image: Arc<Image>) {
+        self.shadows = alloc::vec![None; image.shadow_count()];
         self.image = image;
     }
 
@@ -107,39 +121,101 @@ impl<R: Recorder> Gate<R> {
         host: &impl HostMsrs,
     ) -> Answer {
         match action {
-            Action::Fault => Answer::new(0, Outcome::Fault),
+            Action::Fault => Answer::FAULT,
             Action::Ignore => Answer::new(0, Outcome::Ignored),
             Action::Value(value) => Answer::new(value, Outcome::Value),
-            Action::Allow if reason != ExitReason::FILTER => Answer::new(0, Outcome::Fault),
-            Action::Allow => match host.get_msr(index) {
-                Ok(Some(value)) => Answer::new(value, Outcome::Forwarded),
-                _ => self.read(index, ExitReason::UNKNOWN, self.refused(), host),
+            Action::Shadow(shadow) => Answer::new(self.shadow(index, shadow), Outcome::Shadow),
+            Action::Handler(id) => match self.handler(id).map(|it| it.rdmsr(self.vcpu, index)) {
+                Some(Ok(value)) => Answer::new(value, Outcome::Handled),
+                _ => Answer::FAULT,
             },
+            _ if reason != ExitReason::FILTER => Answer::FAULT,
+            Action::Allow | Action::Mask(_) | Action::Writable(_) => {
+                match (host.get_msr(index), action) {
+                    (Ok(Some(value)), Action::Mask(mask)) => {
+                        Answer::new(mask.apply(value), Outcome::Masked)
+                    }
+                    (Ok(Some(value)), _) => Answer::new(value, Outcome::Forwarded),
+                    _ => self.read(index, ExitReason::UNKNOWN, self.refused(), host),
+                }
+            }
         }
     }
 
     fn write(
-        &self,
+        &mut self,
         index: MsrIndex,
         value: u64,
         reason: ExitReason,
         action: Action,
         host: &mut impl HostMsrs,
     ) -> Answer {
-        match action {
-            Action::Fault => Answer::new(value, Outcome::Fault),
-            Action::Ignore | Action::Value(_) => Answer::new(value, Outcome::Ignored),
-            Action::Allow if reason != ExitReason::FILTER => Answer::new(value, Outcome::Fault),
-            Action::Allow => match host.set_msr(index, value) {
-                Ok(true) => Answer::new(value, Outcome::Forwarded),
-                _ => self.write(index, value, ExitReason::UNKNOWN, self.refused(), host),
+        let outcome = match action {
+            Action::Fault => Outcome::Fault,
+            Action::Ignore | Action::Value(_) => Outcome::Ignored,
+            Action::Shadow(shadow) => self.set_shadow(index, shadow, value),
+            Action::Handler(id) => {
+                match self.handler(id).map(|it| it.wrmsr(self.vcpu, index, value)) {
+                    Some(Ok(())) => Outcome::Handled,
+                    _ => Outcome::Fault,
+                }
+            }
+            _ if reason != ExitReason::FILTER => Outcome::Fault,
+            Action::Writable(writable) => {
+                let Ok(Some(current)) = host.get_msr(index) else {
+                    return self.write(index, value, ExitReason::UNKNOWN, self.refused(), host);
+                };
+                match writable
+                    .merge(current, value)
+                    .map(|merged| host.set_msr(index, merged))
+                {
+                    Some(Ok(true)) => Outcome::Masked,
+                    _ => Outcome::Fault,
+                }
+            }
+            Action::Allow | Action::Mask(_) => match host.set_msr(index, value) {
+                Ok(true) => Outcome::Forwarded,
+                _ => return self.write(index, value, ExitReason::UNKNOWN, self.refused(), host),
             },
+        };
+        Answer::new(value, outcome)
+    }
+
+    fn handler(&self, id: HandlerId) -> Option<&dyn MsrHandler> {
+        Some(self.handlers.get(usize::from(id.0))?.as_ref())
+    }
+
+    fn shadow(&self, index: MsrIndex, shadow: Shadow) -> u64 {
+        let kept = self
+            .image
+            .shadow(index)
+            .and_then(|slot| self.shadows.get(slot));
+        kept.copied().flatten().unwrap_or(shadow.reset)
+    }
+
+    fn set_shadow(&mut self, index: MsrIndex, shadow: Shadow, value: u64) -> Outcome {
+        let Some(merged) = shadow.writable.merge(self.shadow(index, shadow), value) else {
+            return Outcome::Fault;
+        };
+        let slot = self.image.shadow(index);
+        if let Some(kept) = slot.and_then(|slot| self.shadows.get_mut(slot)) {
+            *kept = Some(merged);
         }
+        Outcome::Shadow
     }
 
     /// The host path does not say whether KVM knows the MSR that it refuses.
     fn refused(&self) -> Action {
         self.image.defaults().unknown.action
+    }
+}
+
+impl<R: fmt::Debug> fmt::Debug for Gate<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("vcpu", &self.vcpu)
+            .field("recorder", &self.recorder)
+            .finish_non_exhaustive()
     }
 }
 
@@ -156,6 +232,11 @@ pub trait HostMsrs {
     /// # Errors
     /// The call itself failed.
     fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError>;
+
+    /// Where the vCPU is, if that can be known.
+    fn rip(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl<V: Vcpu> HostMsrs for V {
@@ -166,10 +247,33 @@ impl<V: Vcpu> HostMsrs for V {
     fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError> {
         Vcpu::set_msr(self, index, value)
     }
+
+    fn rip(&self) -> Option<u64> {
+        Some(self.registers().ok()?.rip)
+    }
+}
+
+/// A program's own code for some MSRs: what a policy calls by a name. It is called on the thread of the vCPU, between
+/// two of its runs, so it must not wait.
+pub trait MsrHandler: Send + Sync {
+    /// What RDMSR reads.
+    ///
+    /// # Errors
+    /// The guest gets #GP(0).
+    fn rdmsr(&self, vcpu: VcpuId, index: MsrIndex) -> Result<u64, Gp>;
+
+    /// What WRMSR does.
+    ///
+    /// # Errors
+    /// The guest gets #GP(0).
+    fn wrmsr(&self, vcpu: VcpuId, index: MsrIndex, value: u64) -> Result<(), Gp>;
 }
 
 /// Where events go. Called between two runs of a vCPU, so it must not wait.
 pub trait Recorder {
+    /// Whether events shall say where the instruction was: on the real KVM that is one more system call for each.
+    const WANTS_RIP: bool = false;
+
     /// Takes one event.
     fn record(&mut self, event: &Event);
 }
@@ -193,6 +297,8 @@ struct Answer {
 }
 
 impl Answer {
+    const FAULT: Self = Self::new(0, Outcome::Fault);
+
     const fn new(value: u64, outcome: Outcome) -> Self {
         Self { value, outcome }
     }
@@ -291,6 +397,7 @@ mod tests {
             index: INDEX,
             access: Access::Write,
             reason: ExitReason::FILTER,
+            rip: None,
             value: 6,
             outcome: Outcome::Ignored,
             log: true,

@@ -7,47 +7,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{Access, ExitReason, MsrIndex};
-
-/// What an access that left the guest is answered with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Action {
-    /// KVM's own behaviour: through the host path where KVM was not asked yet, #GP where it has refused.
-    Allow,
-    /// #GP(0).
-    Fault,
-    /// Reads 0; a write is dropped.
-    Ignore,
-    /// Reads this value; a write is dropped.
-    Value(u64),
-}
-
-/// An action, and whether its accesses are logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Rule {
-    /// What happens.
-    pub action: Action,
-    /// Whether it is worth a line.
-    pub log: bool,
-}
-
-impl Rule {
-    /// KVM's own behaviour, silently.
-    pub const ALLOW: Self = Self::quiet(Action::Allow);
-
-    /// `action`, silently.
-    #[must_use]
-    pub const fn quiet(action: Action) -> Self {
-        Self { action, log: false }
-    }
-
-    /// `action`, and a line about it.
-    #[must_use]
-    pub const fn logged(action: Action) -> Self {
-        Self { action, log: true }
-    }
-}
+use crate::{Access, Action, ExitReason, MsrIndex, Rule};
 
 /// What happens to an MSR that no rule names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +44,9 @@ pub struct Image {
     upper: Vec<Node>,
     lower: Vec<Node>,
     leaves: Vec<Leaf>,
+    /// By leaf: which 64 of the kept registers are its MSRs'; 0 where it has none.
+    blocks: Vec<Number>,
+    block_count: Number,
     rules: Vec<Rule>,
     numbers: BTreeMap<Rule, Number>,
 }
@@ -98,6 +61,8 @@ impl Image {
             upper: alloc::vec![[0; 256]],
             lower: alloc::vec![[0; 256]],
             leaves: alloc::vec![[[0; 2]; 64]],
+            blocks: alloc::vec![0],
+            block_count: 0,
             rules: alloc::vec![Rule::ALLOW],
             numbers: BTreeMap::new(),
         }
@@ -117,9 +82,15 @@ impl Image {
         let number = self.number(rule)?;
         for page in first.0 / 64..=last.0 / 64 {
             let leaf = self.leaf_mut(page)?;
+            if let Action::Shadow(_) = rule.action
+                && self.blocks[leaf] == 0
+            {
+                self.block_count += 1;
+                self.blocks[leaf] = self.block_count;
+            }
             let start = first.0.saturating_sub(page * 64).min(63) as usize;
             let end = (last.0 - page * 64).min(63) as usize;
-            for slot in &mut leaf[start..=end] {
+            for slot in &mut self.leaves[leaf][start..=end] {
                 slot[access as usize] = number;
             }
         }
@@ -129,14 +100,25 @@ impl Image {
     /// The rule that names this access, if one does.
     #[must_use]
     pub fn named(&self, index: MsrIndex, access: Access) -> Option<Rule> {
-        let [top, upper, lower, slot] = digits(index.0);
-        let node = usize::from(self.root[top]);
-        let node = usize::from(self.upper[node][upper]);
-        let leaf = usize::from(self.lower[node][lower]);
+        let (leaf, slot) = self.place(index);
         match self.leaves[leaf][slot][access as usize] {
             0 => None,
             number => Some(self.rules[usize::from(number)]),
         }
+    }
+
+    /// Which of [`Image::shadow_count`] registers is kept for `index`, if its neighbours have any.
+    #[must_use]
+    pub fn shadow(&self, index: MsrIndex) -> Option<usize> {
+        let (leaf, slot) = self.place(index);
+        let block = usize::from(self.blocks[leaf]);
+        Some(block.checked_sub(1)? * 64 + slot)
+    }
+
+    /// Room for how many registers a gate must have.
+    #[must_use]
+    pub const fn shadow_count(&self) -> usize {
+        self.block_count as usize * 64
     }
 
     /// What an access that left the guest for `reason` is answered with: the rule that names it, or
@@ -160,6 +142,13 @@ impl Image {
         &self.defaults
     }
 
+    fn place(&self, index: MsrIndex) -> (usize, usize) {
+        let [top, upper, lower, slot] = digits(index.0);
+        let node = usize::from(self.root[top]);
+        let node = usize::from(self.upper[node][upper]);
+        (usize::from(self.lower[node][lower]), slot)
+    }
+
     fn number(&mut self, rule: Rule) -> Result<Number, ImageError> {
         if let Some(&number) = self.numbers.get(&rule) {
             return Ok(number);
@@ -170,12 +159,13 @@ impl Image {
     }
 
     /// The leaf of 64 neighbours, made where there is none.
-    fn leaf_mut(&mut self, page: u32) -> Result<&mut Leaf, ImageError> {
+    fn leaf_mut(&mut self, page: u32) -> Result<usize, ImageError> {
         let [top, upper, lower, _] = digits(page * 64);
         let node = child(&mut self.root[top], &mut self.upper, [0; 256])?;
         let node = child(&mut self.upper[node][upper], &mut self.lower, [0; 256])?;
         let leaf = child(&mut self.lower[node][lower], &mut self.leaves, [[0; 2]; 64])?;
-        Ok(&mut self.leaves[leaf])
+        self.blocks.resize(self.leaves.len(), 0);
+        Ok(leaf)
     }
 }
 

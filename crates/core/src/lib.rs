@@ -19,6 +19,7 @@
 extern crate alloc;
 
 mod abi;
+mod action;
 mod backend;
 #[cfg(feature = "std")]
 mod cell;
@@ -40,6 +41,7 @@ mod registers;
 mod sync;
 
 pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
+pub use action::{Action, HandlerId, Mask, OnViolation, Rule, Scope, Shadow, Writable};
 pub use backend::{Kick, RunError, Vcpu, Vm, VmError};
 #[cfg(feature = "std")]
 pub use cell::{FilterCell, FilterReader};
@@ -52,8 +54,8 @@ pub use filter::{
     Decision, DecisionSource, DefaultAction, FilterError, FilterRange, MAX_BITMAP_BYTES, MAX_MSRS,
     MAX_RANGES, MsrFilter, RangeFlags, Verdict,
 };
-pub use gate::{Gate, HostMsrs, Recorder};
-pub use image::{Action, Defaults, Image, ImageError, Rule};
+pub use gate::{Gate, HostMsrs, MsrHandler, Recorder};
+pub use image::{Defaults, Image, ImageError};
 pub use lookup::Lookup;
 pub use msr::{Access, MsrIndex};
 pub use names::{MsrName, ParseMsrIndexError, Vendor, msr_names};

@@ -9,6 +9,8 @@ use core::fmt;
 pub struct ExitReason(pub u32);
 
 impl ExitReason {
+    /// None at all: the access did not leave KVM.
+    pub const NONE: Self = Self(0);
     /// KVM knows the MSR and refuses this access (`KVM_MSR_EXIT_REASON_INVAL`).
     pub const INVAL: Self = Self(1);
     /// KVM does not know the MSR (`KVM_MSR_EXIT_REASON_UNKNOWN`).
@@ -23,6 +25,7 @@ impl ExitReason {
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::NONE => f.pad("none"),
             Self::INVAL => f.pad("invalid"),
             Self::UNKNOWN => f.pad("unknown"),
             Self::FILTER => f.pad("filter"),

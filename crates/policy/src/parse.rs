@@ -208,7 +208,10 @@ impl Reader {
                 return self.wrong_type(other, value.span(), &what, &expected);
             }
         };
-        Some(Rule { action, log })
+        Some(Rule {
+            log,
+            ..Rule::quiet(action)
+        })
     }
 
     fn value_action(&mut self, table: &DeTable<'_>, span: Span, key: &str) -> Option<Action> {
