@@ -90,6 +90,17 @@ pub(crate) fn system_registers(reset: &SystemRegisters) -> SystemRegisters {
     }
 }
 
+/// An entry of the IDT that calls `handler` with interrupts off; SDM vol. 3, 7.14.1.
+pub(crate) fn interrupt_gate(handler: u64) -> [u8; 16] {
+    const CODE_SELECTOR: u64 = 0x08;
+    const PRESENT_GATE: u64 = 0x8e00;
+    let low = handler & 0xffff
+        | CODE_SELECTOR << 16
+        | PRESENT_GATE << 32
+        | (handler >> 16 & 0xffff) << 48;
+    (u128::from(low) | u128::from(handler >> 32) << 64).to_le_bytes()
+}
+
 /// Interrupts off, a small stack, and the entry point.
 pub(crate) fn registers(entry: u64) -> Registers {
     Registers {

@@ -12,6 +12,7 @@ use iced_x86::{BlockEncoderOptions, IcedError};
 
 use crate::board::{EXIT_PORT, POLICY_PORT, SERIAL_PORT};
 use crate::guest::Guest;
+use crate::long_mode;
 use crate::program::{Program, Segment};
 
 /// The policy that the tour starts under (TOML).
@@ -22,7 +23,6 @@ pub const SECOND_POLICY: &str = include_str!("../policies/tour-locked.toml");
 const CODE: u64 = 0x10_0000;
 const IDT: u64 = 0x11_0000;
 const GENERAL_PROTECTION: usize = 13;
-const CODE_SELECTOR: u64 = 0x08;
 
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const BIOS_SIGN_ID: u32 = 0x8b;
@@ -274,15 +274,10 @@ impl Assembler {
     }
 }
 
-/// An IDT in which only #GP is present (SDM vol. 3, 7.14.1).
+/// An IDT in which only #GP is present.
 fn interrupt_table(catch: u64) -> Segment {
-    const INTERRUPT_GATE: u64 = 0x8e00;
     let mut bytes = vec![0; 256 * 16];
-    let low =
-        catch & 0xffff | CODE_SELECTOR << 16 | INTERRUPT_GATE << 32 | (catch >> 16 & 0xffff) << 48;
-    let slot = &mut bytes[GENERAL_PROTECTION * 16..][..16];
-    slot[..8].copy_from_slice(&low.to_le_bytes());
-    slot[8..].copy_from_slice(&(catch >> 32).to_le_bytes());
+    bytes[GENERAL_PROTECTION * 16..][..16].copy_from_slice(&long_mode::interrupt_gate(catch));
     Segment {
         address: IDT,
         size_bytes: 256 * 16,
