@@ -1,31 +1,50 @@
 //! Reading a policy file, and drawing what is wrong with it.
 
-use std::fs;
-use std::path::Path;
+use std::fmt::{self, Display};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
-use miette::{LabeledSpan, MietteDiagnostic, MietteHandlerOpts, NamedSource, Report};
-use msrgate_policy::{Compiled, Diagnostic, Severity, compile};
+use miette::{LabeledSpan, MietteHandlerOpts, NamedSource, Report, SourceCode};
+use msrgate_policy::{
+    Compiled, Diagnostic, Label, Options, Severity, Source, Sources, compile_with,
+};
+
+/// What a policy file may not exceed.
+const MAX_BYTES: u64 = 16 << 20;
+/// How many diagnostics are drawn; the rest is only counted.
+const MAX_DRAWN: usize = 20;
 
 /// Compiles the policy in the file `path`; warnings and errors go to the standard error.
 pub(crate) fn compile_file(path: &Path) -> anyhow::Result<Compiled> {
-    let name = path.display().to_string();
-    let bytes = fs::read(path).with_context(|| format!("cannot read the policy {name}"))?;
-    let Ok(source) = String::from_utf8(bytes) else {
-        bail!("the policy {name} is not a text (UTF-8)");
-    };
-    compile_source(&name, &source)
+    compile_file_with(path, &Options::default())
 }
 
-/// Compiles the policy `source`, which is known as `name`.
-pub(crate) fn compile_source(name: &str, source: &str) -> anyhow::Result<Compiled> {
-    match compile(source) {
-        Ok(compiled) => {
-            draw(name, source, &compiled.warnings);
+/// The same for a program that has handlers. What the policy includes is read from files.
+pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::Result<Compiled> {
+    let name = path.display().to_string();
+    let text = read(path).with_context(|| format!("cannot read the policy {name}"))?;
+    let options = Options {
+        load: Some(&load),
+        ..*options
+    };
+    compile_text(&name, &text, &options)
+}
+
+/// Compiles the policy `text`, which is known as `name`, and includes nothing.
+pub(crate) fn compile_source(name: &str, text: &str) -> anyhow::Result<Compiled> {
+    compile_text(name, text, &Options::default())
+}
+
+fn compile_text(name: &str, text: &str, options: &Options<'_>) -> anyhow::Result<Compiled> {
+    match compile_with(name, text, options) {
+        (sources, Ok(compiled)) => {
+            draw(&sources, &compiled.warnings);
             Ok(compiled)
         }
-        Err(diagnostics) => {
-            draw(name, source, &diagnostics);
+        (sources, Err(diagnostics)) => {
+            draw(&sources, &diagnostics);
             let count = diagnostics
                 .iter()
                 .filter(|diagnostic| diagnostic.severity == Severity::Error)
@@ -36,30 +55,148 @@ pub(crate) fn compile_source(name: &str, source: &str) -> anyhow::Result<Compile
     }
 }
 
-fn draw(name: &str, source: &str, diagnostics: &[Diagnostic]) {
+/// Reads a file that another one, `from`, includes as `path`.
+fn load(from: &str, path: &str) -> Result<Source, String> {
+    let path = Path::new(from).parent().unwrap_or(Path::new("")).join(path);
+    let text = read(&path).map_err(|error| error.to_string())?;
+    Ok(Source {
+        name: short(&path).display().to_string(),
+        text,
+    })
+}
+
+/// Without `folder/..`: what a file is known by must not depend on the way to it.
+fn short(path: &Path) -> PathBuf {
+    let mut short = PathBuf::new();
+    for component in path.components() {
+        let last = short.components().next_back();
+        match (component, last) {
+            (Component::CurDir, _) => {}
+            (Component::ParentDir, Some(Component::Normal(_))) => {
+                short.pop();
+            }
+            _ => short.push(component),
+        }
+    }
+    short
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other("longer than 16 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("not a text (UTF-8)"))
+}
+
+fn draw(sources: &Sources, diagnostics: &[Diagnostic]) {
     // Fails only when something else has set the hook, which then draws just as well.
     let _ = miette::set_hook(Box::new(|_| {
         Box::new(MietteHandlerOpts::new().width(80).build())
     }));
-    for diagnostic in diagnostics {
-        let report = Report::new(drawable(diagnostic))
-            .with_source_code(NamedSource::new(name, source.to_owned()));
+    for diagnostic in diagnostics.iter().take(MAX_DRAWN) {
+        let report = Report::new(Drawing::of(diagnostic, sources));
         anstream::eprintln!("{report:?}");
+    }
+    if let Some(more @ 1..) = diagnostics.len().checked_sub(MAX_DRAWN) {
+        anstream::eprintln!("… and {more} more");
     }
 }
 
-fn drawable(diagnostic: &Diagnostic) -> MietteDiagnostic {
-    let labels = diagnostic
-        .labels
-        .iter()
-        .map(|label| LabeledSpan::at(label.span.clone(), label.text.clone()));
-    let mut drawable = MietteDiagnostic::new(diagnostic.message.clone())
-        .with_code(diagnostic.code)
-        .with_labels(labels)
-        .with_severity(match diagnostic.severity {
-            Severity::Warning => miette::Severity::Warning,
-            Severity::Error => miette::Severity::Error,
-        });
-    drawable.help.clone_from(&diagnostic.help);
-    drawable
+/// A diagnostic, or what it has to say about one file more, as miette draws it.
+#[derive(Debug)]
+struct Drawing {
+    message: String,
+    code: Option<&'static str>,
+    severity: miette::Severity,
+    source: Option<NamedSource<String>>,
+    labels: Vec<LabeledSpan>,
+    help: Option<String>,
+    elsewhere: Vec<Drawing>,
+}
+
+impl Drawing {
+    fn of(diagnostic: &Diagnostic, sources: &Sources) -> Self {
+        let labels = diagnostic.labels.clone();
+        let main = labels.first().map(|label| label.span.source);
+        let (here, elsewhere): (Vec<_>, Vec<_>) = labels
+            .into_iter()
+            .partition(|label| Some(label.span.source) == main);
+        Self {
+            message: diagnostic.message.clone(),
+            code: Some(diagnostic.code),
+            severity: match diagnostic.severity {
+                Severity::Warning => miette::Severity::Warning,
+                Severity::Error => miette::Severity::Error,
+            },
+            source: here.first().map(|label| named_source(label, sources)),
+            labels: here.iter().map(labeled_span).collect(),
+            help: diagnostic.help.clone(),
+            elsewhere: elsewhere
+                .iter()
+                .map(|label| Self::elsewhere(label, sources))
+                .collect(),
+        }
+    }
+
+    fn elsewhere(label: &Label, sources: &Sources) -> Self {
+        Self {
+            message: format!("in {}", sources.place(label.span)),
+            code: None,
+            severity: miette::Severity::Advice,
+            source: Some(named_source(label, sources)),
+            labels: vec![labeled_span(label)],
+            help: None,
+            elsewhere: Vec::new(),
+        }
+    }
+}
+
+fn named_source(label: &Label, sources: &Sources) -> NamedSource<String> {
+    let source = sources.get(label.span.source);
+    NamedSource::new(&source.name, source.text.clone())
+}
+
+fn labeled_span(label: &Label) -> LabeledSpan {
+    LabeledSpan::at(label.span.range(), label.text.clone())
+}
+
+impl Display for Drawing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Drawing {}
+
+impl miette::Diagnostic for Drawing {
+    fn code<'a>(&'a self) -> Option<Box<dyn Display + 'a>> {
+        Some(Box::new(self.code?))
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(self.severity)
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn Display + 'a>> {
+        Some(Box::new(self.help.as_ref()?))
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(self.source.as_ref()?)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        Some(Box::new(self.labels.iter().cloned()))
+    }
+
+    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn miette::Diagnostic> + 'a>> {
+        let elsewhere = self.elsewhere.iter();
+        Some(Box::new(
+            elsewhere.map(|one| one as &dyn miette::Diagnostic),
+        ))
+    }
 }

@@ -1,6 +1,7 @@
 //! `msrgate check` from outside: the table, the JSON, and what it says of a policy that cannot be used.
 
 use std::fmt::Write;
+use std::fs;
 
 use serde_json::{Value, json};
 
@@ -189,6 +190,39 @@ fn mistakes_are_drawn_as_run_draws_them() {
     assert_eq!(stdout(&checked), "");
     assert!(stderr(&checked).contains("has 2 mistakes"));
     assert_eq!(stderr(&checked), stderr(&run));
+}
+
+#[test]
+fn included_file_is_found_from_the_including_one_and_drawn_as_itself() {
+    fs::create_dir_all(file("check-main.toml", b"").with_file_name("below")).expect("a folder");
+    let policy = file(
+        "check-main.toml",
+        b"version = 1\ninclude = ['below/part.toml']\n[[rule]]\nmsr = 0x48\nread = 'fault'\n",
+    );
+    let part = file(
+        "below/part.toml",
+        b"version = 1\ninclude = ['../check-main.toml']\n[[rule]]\nmsr = 72\nread = 'ignore'\n",
+    );
+    let output = msrgate(&["check", policy.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    for expected in [
+        "policy::include-loop",
+        "policy::overlap",
+        &format!("{}:2:12", part.display()),
+        &format!("{}:4:7", policy.display()),
+        "has 2 mistakes",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+}
+
+#[test]
+fn file_that_never_ends_is_refused() {
+    let output = msrgate(&["check", "/dev/zero"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = "error: cannot read the policy /dev/zero: longer than 16 MiB\n";
+    assert_eq!(stderr(&output), text);
 }
 
 #[test]

@@ -1,14 +1,11 @@
 //! A policy as it is written, with the place of each part.
 
-use std::ops::Range;
-
 use msrgate_core::{Access, MsrIndex, Rule};
 
-/// Bytes of the text.
-pub(crate) type Span = Range<usize>;
+use crate::source::Span;
 
-/// The whole text.
-#[derive(Debug, Default)]
+/// The whole policy; what it includes has been put in.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Policy {
     pub(crate) known: Option<Word>,
     pub(crate) unknown: Option<Word>,
@@ -16,38 +13,72 @@ pub(crate) struct Policy {
     pub(crate) rules: Vec<WrittenRule>,
 }
 
+impl Policy {
+    /// What all rules say of one direction.
+    pub(crate) fn pieces(&self, access: Access) -> impl Iterator<Item = (&Selector, Rule)> {
+        self.rules.iter().flat_map(move |written| {
+            let rule = written.rules[access as usize];
+            let msrs = written.msrs.iter();
+            msrs.filter_map(move |selector| Some((selector, rule?)))
+        })
+    }
+}
+
 /// A default that is written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Word {
     pub(crate) rule: Rule,
     pub(crate) span: Span,
 }
 
 /// One `[[rule]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct WrittenRule {
     pub(crate) msrs: Vec<Selector>,
     /// By [`Access`]; `None`: this rule says nothing about that direction.
     pub(crate) rules: [Option<Rule>; 2],
 }
 
-impl WrittenRule {
-    pub(crate) fn rule(&self, access: Access) -> Option<Rule> {
-        self.rules[access as usize]
-    }
+/// Neighbours that one element of a rule's `msr` names: `first` is at most `last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selector {
+    /// The first MSR.
+    pub first: MsrIndex,
+    /// The last MSR.
+    pub last: MsrIndex,
+    /// What it is a part of.
+    pub kind: SelectorKind,
+    /// Where the element is written.
+    pub span: Span,
 }
 
-/// One element of `msr`: `first` is at most `last`.
-#[derive(Clone, Debug)]
-pub(crate) struct Selector {
-    pub(crate) first: MsrIndex,
-    pub(crate) last: MsrIndex,
-    pub(crate) span: Span,
+/// How a rule's `msr` names MSRs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SelectorKind {
+    /// One MSR.
+    Single,
+    /// All from one to another.
+    Range,
 }
 
 impl Selector {
-    /// How many MSRs, less one: the narrower selector wins.
-    pub(crate) fn width(&self) -> u32 {
+    pub(crate) fn new((first, last): (MsrIndex, MsrIndex), span: Span) -> Self {
+        let kind = if first == last {
+            SelectorKind::Single
+        } else {
+            SelectorKind::Range
+        };
+        Self {
+            first,
+            last,
+            kind,
+            span,
+        }
+    }
+
+    /// The rule of the lesser rank wins.
+    pub(crate) fn rank(&self) -> u32 {
         self.last.0 - self.first.0
     }
 

@@ -1,13 +1,29 @@
-//! [`compile`]: the door. From a text to what the VM and its gates need, or to what is wrong.
+//! [`compile`], [`compile_with`]: the doors. From a text to what the VM and its gates need, or to what is wrong.
 
-use msrgate_core::{Access, Action, Defaults, ExitReason, ExitReasons, Image, MsrFilter, Rule};
+use std::fmt;
+
+use msrgate_core::{
+    Access, Action, Defaults, ExitReason, ExitReasons, Image, MsrFilter, MsrIndex, Rule,
+};
 
 use crate::ast::{Policy, Selector, Word, WrittenRule};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::filter::filter;
 use crate::forward::unfaithful;
-use crate::parse::parse;
+use crate::include::{Load, read};
 use crate::resolve::{Segment, overlaps, resolve};
+use crate::source::{Source, Sources};
+use crate::warn::warnings;
+
+/// What a policy is compiled for. By [`Default`], there are no handlers and nothing can be included.
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// What policies may call the program's handlers: the first is `HandlerId(0)`, and so on. The one called `host`
+    /// is also what `"host"` means.
+    pub handlers: &'a [&'a str],
+    /// Reads what a policy includes.
+    pub load: Option<&'a Load<'a>>,
+}
 
 /// A policy, ready for use. Set the reasons first, then the filter; give the image to every gate.
 #[derive(Clone, Debug)]
@@ -21,32 +37,97 @@ pub struct Compiled {
     pub reasons: ExitReasons,
     /// What the author may not have meant.
     pub warnings: Vec<Diagnostic>,
+    policy: Policy,
+    segments: [Vec<Segment>; 2],
 }
 
-/// Compiles the text of a policy.
+impl Compiled {
+    /// What is written about each MSR, by index: neighbours that have one rule are one segment, and an MSR that no rule
+    /// names is in none.
+    #[must_use]
+    pub fn segments(&self, access: Access) -> &[Segment] {
+        &self.segments[access as usize]
+    }
+
+    /// The rules that name this access. The first decides, each beats those behind it; without any, the defaults
+    /// decide.
+    #[must_use]
+    pub fn deciders(&self, index: MsrIndex, access: Access) -> Vec<Decider> {
+        let mut deciders: Vec<Decider> = self
+            .policy
+            .pieces(access)
+            .filter(|(selector, _)| selector.overlaps(index.0, index.0))
+            .map(|(&selector, rule)| Decider { rule, selector })
+            .collect();
+        deciders.sort_by_key(|decider| decider.selector.rank());
+        deciders
+    }
+}
+
+impl fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("handlers", &self.handlers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A rule that names an access, and the part of its `msr` that does so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Decider {
+    /// What the rule says of the access.
+    pub rule: Rule,
+    /// What names the MSR.
+    pub selector: Selector,
+}
+
+/// Compiles the text of a policy that includes nothing and needs no handler.
 ///
 /// # Errors
 /// Everything that is wrong with it, in the order of the text; warnings too.
-pub fn compile(source: &str) -> Result<Compiled, Vec<Diagnostic>> {
-    let (policy, mut diagnostics) = parse(source);
+pub fn compile(text: &str) -> Result<Compiled, Vec<Diagnostic>> {
+    compile_with("policy", text, &Options::default()).1
+}
+
+/// Compiles the text of a policy, which is called `name`. All spans are places in the sources.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the texts; warnings too.
+pub fn compile_with(
+    name: &str,
+    text: &str,
+    options: &Options<'_>,
+) -> (Sources, Result<Compiled, Vec<Diagnostic>>) {
+    let source = Source {
+        name: name.to_owned(),
+        text: text.to_owned(),
+    };
+    let (sources, policy, diagnostics) = read(source, options);
+    (sources, check(policy, diagnostics))
+}
+
+fn check(policy: Policy, mut diagnostics: Vec<Diagnostic>) -> Result<Compiled, Vec<Diagnostic>> {
     diagnostics.extend(overlaps(&policy));
     let defaults = defaults(&policy, &mut diagnostics);
     for written in &policy.rules {
         check_rule(written, &defaults, &mut diagnostics);
     }
-    check_exempt(&policy, &defaults, &mut diagnostics);
     if has_error(&diagnostics) {
         return Err(sorted(diagnostics));
     }
     let segments = Access::ALL.map(|access| resolve(&policy, access));
     let filter = filter(&policy, &segments, &defaults, &mut diagnostics);
     let image = image(&segments, defaults, &mut diagnostics);
+    diagnostics.extend(warnings(&policy, &segments, &defaults));
     match (filter, image) {
         (Some(filter), Some(image)) => Ok(Compiled {
             reasons: reasons(&filter, &defaults),
             image,
             filter,
             warnings: sorted(diagnostics),
+            policy,
+            segments,
         }),
         _ => Err(sorted(diagnostics)),
     }
@@ -81,8 +162,8 @@ fn defaults(policy: &Policy, diagnostics: &mut Vec<Diagnostic>) -> Defaults {
                     "policy::default-deny",
                     "a filter that denies by default cannot tell known from unknown MSRs",
                 )
-                .at(word.span.clone(), "this would not be honoured")
-                .at(known_word.span.clone(), "because everything is denied here")
+                .at(word.span, "this would not be honoured")
+                .at(known_word.span, "because everything is denied here")
                 .help("leave this line out, or write the same word in both"),
             );
         }
@@ -102,7 +183,7 @@ fn check_rule(written: &WrittenRule, defaults: &Defaults, diagnostics: &mut Vec<
         if is_seen && selector.overlaps(0x800, 0x8ff) {
             diagnostics.push(
                 Diagnostic::error("policy::x2apic", "KVM never filters the x2APIC's MSRs")
-                    .at(selector.span.clone(), "holds MSRs of 0x800..=0x8ff")
+                    .at(selector.span, "holds MSRs of 0x800..=0x8ff")
                     .help("leave them out: whatever the policy says, KVM answers them itself"),
             );
         }
@@ -114,7 +195,7 @@ fn check_rule(written: &WrittenRule, defaults: &Defaults, diagnostics: &mut Vec<
 
 /// To be logged, an allowed access leaves the guest and is done on the host path, which must do the same.
 fn check_logged(selector: &Selector, defaults: &Defaults) -> Option<Diagnostic> {
-    let span = selector.span.clone();
+    let span = selector.span;
     if let Some((index, how)) = unfaithful(selector.first.0, selector.last.0) {
         let name = index.name().unwrap_or("this MSR");
         return Some(
@@ -139,23 +220,6 @@ fn check_logged(selector: &Selector, defaults: &Defaults) -> Option<Diagnostic> 
     })
 }
 
-/// With everything denied, somebody may believe that x2APIC MSRs are denied too.
-fn check_exempt(policy: &Policy, defaults: &Defaults, diagnostics: &mut Vec<Diagnostic>) {
-    let Some(known) = &policy.known else { return };
-    let is_named = policy
-        .rules
-        .iter()
-        .flat_map(|written| &written.msrs)
-        .any(|selector| selector.overlaps(0x800, 0x8ff));
-    if defaults.known != Rule::ALLOW && !is_named {
-        diagnostics.push(
-            Diagnostic::warning("policy::x2apic", "KVM never filters the x2APIC's MSRs")
-                .at(known.span.clone(), "holds for all MSRs but 0x800..=0x8ff")
-                .help("to say that you know: [[rule]] msr = \"0x800..=0x8ff\", both = \"allow\""),
-        );
-    }
-}
-
 fn image(
     segments: &[Vec<Segment>; 2],
     defaults: Defaults,
@@ -167,12 +231,7 @@ fn image(
             if segment.rule == defaults.known {
                 continue;
             }
-            let set = image.set(
-                segment.first.into(),
-                segment.last.into(),
-                access,
-                segment.rule,
-            );
+            let set = image.set(segment.first, segment.last, access, segment.rule);
             if let Err(error) = set {
                 diagnostics.push(
                     Diagnostic::error("policy::too-big", format!("the policy names {error}"))
@@ -208,6 +267,6 @@ fn has_error(diagnostics: &[Diagnostic]) -> bool {
 }
 
 fn sorted(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
-    diagnostics.sort_by_key(|diagnostic| diagnostic.span().map_or(0, |span| span.start));
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span().map(|span| (span.source, span.start)));
     diagnostics
 }

@@ -1,7 +1,8 @@
 //! What is wrong with a policy, as values: [`Diagnostic`] with a code, spans and a way out.
 
 use std::fmt;
-use std::ops::Range;
+
+use crate::source::Span;
 
 /// One thing that is wrong with a policy, or doubtful.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +19,11 @@ pub struct Diagnostic {
     pub help: Option<String>,
 }
 
-/// A place in the text, and what is to be said about it.
+/// A place in a text, and what is to be said about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Bytes of the text.
-    pub span: Range<usize>,
+    /// Where.
+    pub span: Span,
     /// A few words.
     pub text: String,
 }
@@ -39,8 +40,8 @@ pub enum Severity {
 impl Diagnostic {
     /// The place that matters most.
     #[must_use]
-    pub fn span(&self) -> Option<Range<usize>> {
-        Some(self.labels.first()?.span.clone())
+    pub fn span(&self) -> Option<Span> {
+        Some(self.labels.first()?.span)
     }
 
     pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Self {
@@ -60,7 +61,7 @@ impl Diagnostic {
         }
     }
 
-    pub(crate) fn at(mut self, span: Range<usize>, text: impl Into<String>) -> Self {
+    pub(crate) fn at(mut self, span: Span, text: impl Into<String>) -> Self {
         self.labels.push(Label {
             span,
             text: text.into(),

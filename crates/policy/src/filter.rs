@@ -43,10 +43,10 @@ fn merged<'a>(segments: impl Iterator<Item = &'a Segment>) -> Vec<Interval> {
     let mut intervals: Vec<Interval> = Vec::new();
     for segment in segments {
         match intervals.last_mut() {
-            Some(before) if before.1.checked_add(1) == Some(segment.first) => {
-                before.1 = segment.last
+            Some(before) if before.1.checked_add(1) == Some(segment.first.0) => {
+                before.1 = segment.last.0
             }
-            _ => intervals.push((segment.first, segment.last)),
+            _ => intervals.push((segment.first.0, segment.last.0)),
         }
     }
     intervals
@@ -59,7 +59,7 @@ fn last_msr(policy: &Policy) -> Diagnostic {
     )
     .help("end the range at 0xfffffffe: only the default governs the last MSR");
     match selectors(policy).find(|selector| selector.last.0 == u32::MAX) {
-        Some(selector) => diagnostic.at(selector.span.clone(), "holds MSR 0xffffffff"),
+        Some(selector) => diagnostic.at(selector.span, "holds MSR 0xffffffff"),
         None => diagnostic,
     }
 }
@@ -89,8 +89,8 @@ fn crowded(
     let mut diagnostic = too_many(&windows.len().to_string());
     for &(window, _) in &windows[..surplus] {
         let inside = selectors(policy).filter(|found| found.overlaps(window.first, window.last));
-        if let Some(selector) = inside.min_by_key(|selector| selector.width()) {
-            diagnostic = diagnostic.at(selector.span.clone(), format!("in {}", interval(window)));
+        if let Some(selector) = inside.min_by_key(|selector| selector.rank()) {
+            diagnostic = diagnostic.at(selector.span, format!("in {}", interval(window)));
         }
     }
     let advice = advice(exceptions);

@@ -1,6 +1,8 @@
 //! One text says what every MSR access of a VM does; [`compile`] makes it what KVM and the gate need.
 //!
 //! * [`compile`]: text in, [`Compiled`] out: the filter, the exit reasons, the image of the answers.
+//! * [`compile_with`]: the same for a policy that includes others, or names a program's handlers.
+//! * [`Compiled::deciders`], [`Compiled::segments`]: which rule decides an access, and what is written about all of them.
 //! * [`Diagnostic`]: what is wrong with the text, where, and what to write instead. Many per run.
 //!
 //! ```
@@ -25,10 +27,17 @@ mod compile;
 mod diagnostic;
 mod filter;
 mod forward;
+mod include;
 mod parse;
 mod plan;
 mod reader;
 mod resolve;
+mod source;
+mod warn;
 
-pub use compile::{Compiled, compile};
+pub use ast::{Selector, SelectorKind};
+pub use compile::{Compiled, Decider, Options, compile, compile_with};
 pub use diagnostic::{Diagnostic, Label, Severity};
+pub use include::Load;
+pub use resolve::Segment;
+pub use source::{Place, Source, SourceId, Sources, Span};

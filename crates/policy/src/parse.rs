@@ -2,18 +2,24 @@
 //!
 //! Nothing here knows how rules interact; that is `resolve`'s part.
 
-use msrgate_core::{Access, Action, MsrIndex, ParseMsrIndexError, Rule};
+use msrgate_core::{Access, Action, HandlerId, MsrIndex, ParseMsrIndexError, Rule};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::ast::{Policy, Selector, Span, Word, WrittenRule};
+use crate::ast::{Policy, Selector, Word, WrittenRule};
 use crate::diagnostic::Diagnostic;
 use crate::reader::{Key, Reader, did_you_mean};
+use crate::source::{SourceId, Span};
 
 /// The version of the language that this is.
 const VERSION: u64 = 1;
 
-const POLICY_KEYS: &[Key] = &[Key::new("version"), Key::new("defaults"), Key::new("rule")];
+const POLICY_KEYS: &[Key] = &[
+    Key::new("version"),
+    Key::new("include"),
+    Key::new("defaults"),
+    Key::new("rule"),
+];
 const DEFAULTS_KEYS: &[Key] = &[Key::new("known"), Key::new("unknown"), Key::new("invalid")];
 const RULE_KEYS: &[Key] = &[
     Key::new("msr"),
@@ -26,10 +32,14 @@ const RULE_KEYS: &[Key] = &[
 ];
 const ACTION_KEYS: &[Key] = &[
     Key::new("value"),
+    Key::new("handler"),
     Key::reserved("mask"),
     Key::reserved("writable"),
     Key::reserved("on-violation"),
 ];
+
+/// The handler that stands for the processor's own MSRs.
+const HOST: &str = "host";
 
 /// What a default or an action may be called.
 type Words = &'static [(&'static str, Rule)];
@@ -48,28 +58,45 @@ const REFUSED_WORDS: Words = &[
 
 type Value<'i> = Spanned<DeValue<'i>>;
 
-/// Reads `source`. The policy is complete only where no diagnostic is an error.
-pub(crate) fn parse(source: &str) -> (Policy, Vec<Diagnostic>) {
-    let (document, errors) = DeTable::parse_recoverable(source);
-    let mut reader = Reader::default();
+/// A text that is to be put in.
+pub(crate) struct Include {
+    /// As it is written.
+    pub(crate) path: String,
+    pub(crate) span: Span,
+}
+
+/// Reads one text. The policy is complete only where no diagnostic is an error.
+pub(crate) fn parse(
+    source: SourceId,
+    text: &str,
+    handlers: &[&str],
+) -> (Policy, Vec<Include>, Vec<Diagnostic>) {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader {
+        source,
+        handlers,
+        diagnostics: Vec::new(),
+    };
     for error in errors {
-        let span = error.span().unwrap_or(0..0);
+        let place = reader.place(error.span().unwrap_or(0..0));
         reader.report(
             Diagnostic::error("policy::syntax", format!("not TOML: {}", error.message()))
-                .at(span, "here"),
+                .at(place, "here"),
         );
     }
     if !reader.diagnostics.is_empty() {
-        return (Policy::default(), reader.diagnostics);
+        return (Policy::default(), Vec::new(), reader.diagnostics);
     }
-    let policy = reader.policy(document.get_ref(), source);
-    (policy, reader.diagnostics)
+    let document = document.get_ref();
+    let policy = reader.policy(document, text);
+    let includes = reader.includes(document);
+    (policy, includes, reader.diagnostics)
 }
 
-impl Reader {
-    fn policy(&mut self, document: &DeTable<'_>, source: &str) -> Policy {
+impl Reader<'_> {
+    fn policy(&mut self, document: &DeTable<'_>, text: &str) -> Policy {
         self.check_keys(document, POLICY_KEYS, "a policy");
-        self.version(document.get("version"), source);
+        self.version(document.get("version"), text);
         let mut policy = Policy::default();
         if let Some(value) = document.get("defaults")
             && let Some(defaults) = self.table(value, "`defaults`")
@@ -85,12 +112,34 @@ impl Reader {
         policy
     }
 
-    fn version(&mut self, value: Option<&Value<'_>>, source: &str) {
+    fn includes(&mut self, document: &DeTable<'_>) -> Vec<Include> {
+        const EXPECTED: &str = "a list of files, such as [\"base.toml\"]";
+        let Some(value) = document.get("include") else {
+            return Vec::new();
+        };
+        let DeValue::Array(items) = value.get_ref() else {
+            let span = self.span(value);
+            self.wrong_type::<()>(value.get_ref(), span, "`include`", EXPECTED);
+            return Vec::new();
+        };
+        items
+            .iter()
+            .filter_map(|item| {
+                let path = self.string(item, "an included file", EXPECTED)?;
+                Some(Include {
+                    path: path.to_owned(),
+                    span: self.span(item),
+                })
+            })
+            .collect()
+    }
+
+    fn version(&mut self, value: Option<&Value<'_>>, text: &str) {
         let Some(value) = value else {
-            let start = source.find(|c: char| !c.is_whitespace()).unwrap_or(0);
+            let start = text.find(|c: char| !c.is_whitespace()).unwrap_or(0);
             self.report(
                 Diagnostic::error("policy::version", "the policy does not say its version")
-                    .at(start..start, "before anything else")
+                    .at(self.place(start..start), "before anything else")
                     .help(format!("write `version = {VERSION}` in the first line")),
             );
             return;
@@ -104,7 +153,7 @@ impl Reader {
                     "policy::version",
                     format!("version {version} of the policy language is not known here"),
                 )
-                .at(value.span(), "this program reads version 1")
+                .at(self.span(value), "this program reads version 1")
                 .help(format!(
                     "write `version = {VERSION}`, or use the msrgate that the policy was written for"
                 )),
@@ -115,10 +164,10 @@ impl Reader {
     fn word(&mut self, table: &DeTable<'_>, key: &str, words: Words) -> Option<Word> {
         let value = table.get(key)?;
         let text = self.string(value, &format!("`{key}`"), &quoted(words))?;
-        let rule = self.lookup(words, text, &format!("`{key}`"), value.span())?;
+        let rule = self.lookup(words, text, &format!("`{key}`"), self.span(value))?;
         Some(Word {
             rule,
-            span: value.span(),
+            span: self.span(value),
         })
     }
 
@@ -138,7 +187,7 @@ impl Reader {
     fn rules(&mut self, value: &Value<'_>) -> Vec<WrittenRule> {
         let DeValue::Array(items) = value.get_ref() else {
             let found = value.get_ref();
-            self.wrong_type::<()>(found, value.span(), "`rule`", "rules as [[rule]]");
+            self.wrong_type::<()>(found, self.span(value), "`rule`", "rules as [[rule]]");
             return Vec::new();
         };
         items.iter().filter_map(|item| self.rule(item)).collect()
@@ -159,14 +208,14 @@ impl Reader {
         {
             self.report(
                 Diagnostic::error("policy::no-action", "the rule does nothing")
-                    .at(value.span(), "no `read`, `write` or `both` in here")
+                    .at(self.span(value), "no `read`, `write` or `both` in here")
                     .help("write `both = \"fault\"`, for example"),
             );
         }
         let Some(msr) = table.get("msr") else {
             self.report(
                 Diagnostic::error("policy::no-msr", "the rule names no MSR")
-                    .at(value.span(), "no `msr` in here")
+                    .at(self.span(value), "no `msr` in here")
                     .help("write `msr = \"IA32_SPEC_CTRL\"`, `msr = 0x48` or `msr = \"0x200..=0x20f\"`"),
             );
             return None;
@@ -188,8 +237,8 @@ impl Reader {
         match (table.get_key_value("both"), one) {
             (Some((both, _)), Some((one, _))) => self.report(
                 Diagnostic::error("policy::both", "a direction is given twice")
-                    .at(both.span(), "this speaks of reads and writes")
-                    .at(one.span(), "and this of one of them")
+                    .at(self.span(both), "this speaks of reads and writes")
+                    .at(self.span(one), "and this of one of them")
                     .help("write `read` and `write`, or `both` alone"),
             ),
             (Some((_, value)), None) => rules = [self.action(value, "both", log); 2],
@@ -201,11 +250,15 @@ impl Reader {
     fn action(&mut self, value: &Value<'_>, key: &str, log: bool) -> Option<Rule> {
         let what = format!("`{key}`");
         let action = match value.get_ref() {
-            DeValue::String(text) => self.lookup(KNOWN_WORDS, text, &what, value.span())?.action,
-            DeValue::Table(table) => self.value_action(table, value.span(), key)?,
+            DeValue::String(text) if text == HOST => self.host(self.span(value), key)?,
+            DeValue::String(text) => {
+                self.lookup(KNOWN_WORDS, text, &what, self.span(value))?
+                    .action
+            }
+            DeValue::Table(table) => self.table_action(table, self.span(value), key)?,
             other => {
                 let expected = format!("{}, or {{ value = 0x1 }}", quoted(KNOWN_WORDS));
-                return self.wrong_type(other, value.span(), &what, &expected);
+                return self.wrong_type(other, self.span(value), &what, &expected);
             }
         };
         Some(Rule {
@@ -214,21 +267,58 @@ impl Reader {
         })
     }
 
-    fn value_action(&mut self, table: &DeTable<'_>, span: Span, key: &str) -> Option<Action> {
+    fn table_action(&mut self, table: &DeTable<'_>, span: Span, key: &str) -> Option<Action> {
         self.check_keys(table, ACTION_KEYS, "an action");
+        if let Some(value) = table.get("handler") {
+            let name = self.string(value, "`handler`", "the name of a handler")?;
+            return self.handler(name, self.span(value));
+        }
         let value = table.get("value")?;
         if key != "read" {
             self.report(
-                Diagnostic::error(
-                    "policy::write-value",
-                    "a write is not answered with a value",
-                )
-                .at(span, format!("`{key}` is about writes"))
-                .help("write `read = { value = … }`, and `write = \"ignore\"` to drop writes"),
+                Diagnostic::error("policy::direction", "a write is not answered with a value")
+                    .at(span, format!("`{key}` is about writes"))
+                    .help("write `read = { value = … }`, and `write = \"ignore\"` to drop writes"),
             );
             return None;
         }
         Some(Action::Value(self.number(value, "`value`", 64)?))
+    }
+
+    /// The value of the processor that the guest runs on: a handler that only reads.
+    fn host(&mut self, span: Span, key: &str) -> Option<Action> {
+        if key == "read" {
+            return self.handler(HOST, span);
+        }
+        self.report(
+            Diagnostic::error("policy::direction", "the host's MSRs are only read")
+                .at(span, format!("`{key}` is about writes"))
+                .help("write `read = \"host\"`, and `write = \"ignore\"` to drop writes"),
+        );
+        None
+    }
+
+    fn handler(&mut self, name: &str, span: Span) -> Option<Action> {
+        let at = self.handlers.iter().position(|known| *known == name);
+        if let Some(id) = at.and_then(|at| u16::try_from(at).ok()) {
+            return Some(Action::Handler(HandlerId(id)));
+        }
+        let message = match name {
+            HOST => "this program does not read the host's MSRs".to_owned(),
+            name => format!("this program has no handler called \"{name}\""),
+        };
+        let handlers = self.handlers.iter().copied();
+        let help = match did_you_mean(name, handlers) {
+            Some(near) => near,
+            None if self.handlers.is_empty() => "it has no handlers: use another action".to_owned(),
+            None => format!("it has: {}", self.handlers.join(", ")),
+        };
+        self.report(
+            Diagnostic::error("policy::handler", message)
+                .at(span, "not there")
+                .help(help),
+        );
+        None
     }
 
     fn selectors(&mut self, value: &Value<'_>) -> Vec<Selector> {
@@ -237,7 +327,7 @@ impl Reader {
                 if items.is_empty() {
                     self.report(
                         Diagnostic::error("policy::no-msr", "the rule names no MSR")
-                            .at(value.span(), "an empty list"),
+                            .at(self.span(value), "an empty list"),
                     );
                 }
                 items
@@ -250,7 +340,7 @@ impl Reader {
     }
 
     fn selector(&mut self, value: &Value<'_>) -> Option<Selector> {
-        let span = value.span();
+        let span = self.span(value);
         let (first, last) = match value.get_ref() {
             DeValue::Integer(_) => {
                 let number = self.number(value, "an MSR index", 32)?;
@@ -271,7 +361,7 @@ impl Reader {
             );
             return None;
         }
-        Some(Selector { first, last, span })
+        Some(Selector::new((first, last), span))
     }
 
     fn named_selector(&mut self, text: &str, span: &Span) -> Option<(MsrIndex, MsrIndex)> {
@@ -281,7 +371,7 @@ impl Reader {
                     "policy::not-available",
                     format!("the group `@{group}` is not available in this version"),
                 )
-                .at(span.clone(), "a group")
+                .at(*span, "a group")
                 .help("name its MSRs in a list, or write ranges"),
             );
             return None;
@@ -292,7 +382,7 @@ impl Reader {
         if let Some((first, last)) = text.split_once("..") {
             self.report(
                 Diagnostic::error("policy::range", "a range of MSRs includes its end")
-                    .at(span.clone(), "`..` would leave the end out")
+                    .at(*span, "`..` would leave the end out")
                     .help(format!("write \"{first}..={last}\"")),
             );
             return None;
@@ -311,14 +401,14 @@ impl Reader {
             ParseMsrIndexError::UnknownName { closest } => {
                 let diagnostic =
                     Diagnostic::error("policy::unknown-msr", format!("no MSR is called `{text}`"))
-                        .at(span.clone(), "unknown name");
+                        .at(*span, "unknown name");
                 match closest {
                     Some(name) => diagnostic.help(format!("did you mean `{name}`?")),
                     None => diagnostic.help("an index, such as 0x48, always works"),
                 }
             }
             other => Diagnostic::error("policy::number", format!("`{text}` is no MSR index"))
-                .at(span.clone(), other.to_string()),
+                .at(*span, other.to_string()),
         });
         None
     }

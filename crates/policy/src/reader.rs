@@ -1,12 +1,13 @@
 //! Taking TOML values apart, with a diagnostic wherever something else is found than what is asked for.
 
 use std::borrow::Borrow;
+use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
-use crate::ast::Span;
 use crate::diagnostic::Diagnostic;
+use crate::source::{SourceId, Span};
 
 /// A key that a table may have: its name, and whether this version can read it.
 pub(crate) struct Key {
@@ -30,15 +31,32 @@ impl Key {
     }
 }
 
-/// Collects what is wrong.
-#[derive(Debug, Default)]
-pub(crate) struct Reader {
+/// Collects what is wrong with one text.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    pub(crate) source: SourceId,
+    /// What a policy may call handlers.
+    pub(crate) handlers: &'a [&'a str],
     pub(crate) diagnostics: Vec<Diagnostic>,
 }
 
-impl Reader {
+impl Reader<'_> {
     pub(crate) fn report(&mut self, diagnostic: Diagnostic) {
         self.diagnostics.push(diagnostic);
+    }
+
+    /// Where `item` is written.
+    pub(crate) fn span<T>(&self, item: &Spanned<T>) -> Span {
+        self.place(item.span())
+    }
+
+    /// These bytes of the text.
+    pub(crate) fn place(&self, range: Range<usize>) -> Span {
+        Span {
+            source: self.source,
+            start: range.start,
+            end: range.end,
+        }
     }
 
     /// Complains about every key of `table` that is not in `keys`; answers how many there are.
@@ -53,12 +71,12 @@ impl Reader {
                         "policy::not-available",
                         format!("`{name}` is not available in this version"),
                     )
-                    .at(key.span(), "reserved for a later version")
+                    .at(self.span(key), "reserved for a later version")
                     .help(one_of(keys, what)),
                 ),
                 None => self.report(
                     Diagnostic::error("policy::unknown-key", format!("unknown key `{name}`"))
-                        .at(key.span(), format!("{what} has no such key"))
+                        .at(self.span(key), format!("{what} has no such key"))
                         .help(
                             did_you_mean(name, keys.iter().map(|key| key.name))
                                 .unwrap_or_else(|| one_of(keys, what)),
@@ -77,7 +95,7 @@ impl Reader {
     ) -> Option<&'v DeTable<'i>> {
         match value.get_ref() {
             DeValue::Table(table) => Some(table),
-            other => self.wrong_type(other, value.span(), what, "a table"),
+            other => self.wrong_type(other, self.span(value), what, "a table"),
         }
     }
 
@@ -90,7 +108,7 @@ impl Reader {
     ) -> Option<&'v str> {
         match value.get_ref() {
             DeValue::String(text) => Some(text),
-            other => self.wrong_type(other, value.span(), what, expected),
+            other => self.wrong_type(other, self.span(value), what, expected),
         }
     }
 
@@ -98,7 +116,7 @@ impl Reader {
     pub(crate) fn boolean(&mut self, value: &Spanned<DeValue<'_>>, what: &str) -> Option<bool> {
         match value.get_ref() {
             DeValue::Boolean(flag) => Some(*flag),
-            other => self.wrong_type(other, value.span(), what, "true or false"),
+            other => self.wrong_type(other, self.span(value), what, "true or false"),
         }
     }
 
@@ -110,7 +128,7 @@ impl Reader {
         bits: u32,
     ) -> Option<u64> {
         let DeValue::Integer(integer) = value.get_ref() else {
-            return self.wrong_type(value.get_ref(), value.span(), what, "a number");
+            return self.wrong_type(value.get_ref(), self.span(value), what, "a number");
         };
         let number =
             parse_integer(integer).filter(|number| number.checked_shr(bits).unwrap_or(0) == 0);
@@ -123,7 +141,7 @@ impl Reader {
             };
             self.report(
                 Diagnostic::error("policy::number", format!("{what} {side}"))
-                    .at(value.span(), format!("not a number of {bits} bits"))
+                    .at(self.span(value), format!("not a number of {bits} bits"))
                     .help(format!("write a number from 0 to {limit:#x}")),
             );
         }

@@ -2,22 +2,26 @@
 
 use std::collections::BTreeSet;
 
-use msrgate_core::{Access, Rule};
+use msrgate_core::{Access, MsrIndex, Rule};
 
-use crate::ast::{Policy, Selector, Span};
+use crate::ast::{Policy, Selector};
 use crate::diagnostic::Diagnostic;
+use crate::source::Span;
 
-/// MSRs that stand next to each other and have one rule.
+/// MSRs that stand next to each other and have one rule for one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub(crate) first: u32,
-    pub(crate) last: u32,
-    pub(crate) rule: Rule,
+pub struct Segment {
+    /// The first MSR.
+    pub first: MsrIndex,
+    /// The last MSR.
+    pub last: MsrIndex,
+    /// What the direction does.
+    pub rule: Rule,
 }
 
 /// The rules of one direction as segments: sorted, disjoint, and as long as they can be.
 pub(crate) fn resolve(policy: &Policy, access: Access) -> Vec<Segment> {
-    let pieces = pieces(policy, access);
+    let pieces: Vec<(&Selector, Rule)> = policy.pieces(access).collect();
     // A selector counts from its first MSR on, and no longer behind its last.
     let mut bounds: Vec<(u64, bool, usize)> = Vec::with_capacity(pieces.len() * 2);
     for (number, (selector, _)) in pieces.iter().enumerate() {
@@ -28,7 +32,7 @@ pub(crate) fn resolve(policy: &Policy, access: Access) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::new();
     let mut open = BTreeSet::new();
     for (position, &(at, opens, number)) in bounds.iter().enumerate() {
-        let key = (pieces[number].0.width(), number);
+        let key = (pieces[number].0.rank(), number);
         if opens {
             open.insert(key);
         } else {
@@ -49,19 +53,19 @@ pub(crate) fn resolve(policy: &Policy, access: Access) -> Vec<Segment> {
 pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
     let mut seen: Vec<(Span, Span)> = Vec::new();
     for access in Access::ALL {
-        let mut pieces = pieces(policy, access);
-        pieces.sort_by_key(|(selector, _)| (selector.width(), selector.first, selector.span.start));
-        for pair in pieces.windows(2) {
-            let (one, other) = (pair[0].0, pair[1].0);
-            if one.width() == other.width() && one.overlaps(other.first.0, other.last.0) {
-                let mut spans = [one.span.clone(), other.span.clone()];
-                spans.sort_by_key(|span| span.start);
-                let [earlier, later] = spans;
-                seen.push((later, earlier));
+        let mut selectors: Vec<&Selector> = policy
+            .pieces(access)
+            .map(|(selector, _)| selector)
+            .collect();
+        selectors.sort_by_key(|selector| (selector.rank(), selector.first, selector.span));
+        for pair in selectors.windows(2) {
+            let (one, other) = (pair[0], pair[1]);
+            if one.rank() == other.rank() && one.overlaps(other.first.0, other.last.0) {
+                seen.push((one.span.max(other.span), one.span.min(other.span)));
             }
         }
     }
-    seen.sort_by_key(|(later, earlier)| (later.start, earlier.start));
+    seen.sort_unstable();
     seen.dedup();
     seen.into_iter()
         .map(|(later, earlier)| {
@@ -76,20 +80,11 @@ pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
         .collect()
 }
 
-fn pieces(policy: &Policy, access: Access) -> Vec<(&Selector, Rule)> {
-    let mut pieces = Vec::new();
-    for written in &policy.rules {
-        if let Some(rule) = written.rule(access) {
-            pieces.extend(written.msrs.iter().map(|selector| (selector, rule)));
-        }
-    }
-    pieces
-}
-
 fn append(segments: &mut Vec<Segment>, first: u32, last: u32, rule: Rule) {
+    let (first, last) = (MsrIndex(first), MsrIndex(last));
     if let Some(before) = segments.last_mut()
         && before.rule == rule
-        && before.last.checked_add(1) == Some(first)
+        && before.last.0.checked_add(1) == Some(first.0)
     {
         before.last = last;
         return;
@@ -102,10 +97,12 @@ mod tests {
     use msrgate_core::Action;
 
     use super::*;
+    use crate::SourceId;
     use crate::parse::parse;
 
     fn policy(source: &str) -> Policy {
-        let (policy, diagnostics) = parse(&format!("version = 1\n{source}"));
+        let text = format!("version = 1\n{source}");
+        let (policy, _, diagnostics) = parse(SourceId(0), &text, &[]);
         assert_eq!(diagnostics, []);
         policy
     }
@@ -116,8 +113,8 @@ mod tests {
             "[[rule]]\nmsr = '0x10..=0x1f'\nread = 'fault'\n[[rule]]\nmsr = 0x18\nread = 'ignore'\n",
         );
         let segment = |first, last, action| Segment {
-            first,
-            last,
+            first: MsrIndex(first),
+            last: MsrIndex(last),
             rule: Rule::quiet(action),
         };
         assert_eq!(
@@ -136,7 +133,7 @@ mod tests {
     fn whole_index_space_is_one_segment() {
         let policy = policy("[[rule]]\nmsr = '0x0..=0xffffffff'\nboth = 'ignore'\n");
         let segments = resolve(&policy, Access::Write);
-        assert_eq!((segments[0].first, segments[0].last), (0, u32::MAX));
+        assert_eq!((segments[0].first.0, segments[0].last.0), (0, u32::MAX));
         assert_eq!(segments.len(), 1);
     }
 
