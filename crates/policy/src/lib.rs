@@ -4,6 +4,7 @@
 //! * [`compile_with`]: the same for a policy that includes others, or names a program's handlers.
 //! * [`Compiled::deciders`], [`Compiled::segments`]: which rule decides an access, and what is written about all of them.
 //! * [`Diagnostic`]: what is wrong with the text, where, and what to write instead. Many per run.
+//! * [`Surface`]: what a VM makes of every MSR, as a document that can be compared.
 //!
 //! ```
 //! let source = r#"
@@ -33,6 +34,7 @@ mod plan;
 mod reader;
 mod resolve;
 mod source;
+mod surface;
 mod warn;
 
 pub use ast::{Selector, SelectorKind};
@@ -41,3 +43,6 @@ pub use diagnostic::{Diagnostic, Label, Severity};
 pub use include::Load;
 pub use resolve::Segment;
 pub use source::{Place, Source, SourceId, Sources, Span};
+pub use surface::{
+    Difference, Side, Surface, SurfaceError, SurfaceHost, SurfaceMsr, Tried, Window,
+};
