@@ -43,6 +43,14 @@ pub(crate) fn unfaithful(first: u32, last: u32) -> Option<(MsrIndex, &'static st
         .map(|row| (MsrIndex(row.0.max(first)), row.2))
 }
 
+/// Every MSR that KVM's host path does not do as the guest's.
+pub(crate) fn unfaithful_msrs() -> impl Iterator<Item = MsrIndex> {
+    UNFAITHFUL
+        .iter()
+        .flat_map(|&(first, last, _)| first..=last)
+        .map(MsrIndex)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,7 @@ mod diagnostic;
 mod filter;
 mod forward;
 mod include;
+mod learn;
 mod parse;
 mod plan;
 mod reader;
@@ -41,6 +42,7 @@ pub use ast::{Selector, SelectorKind};
 pub use compile::{Compiled, Decider, Options, compile, compile_with};
 pub use diagnostic::{Diagnostic, Label, Severity};
 pub use include::Load;
+pub use learn::{LearnError, Learned, Observations};
 pub use resolve::Segment;
 pub use source::{Place, Source, SourceId, Sources, Span};
 pub use surface::{

@@ -1,0 +1,231 @@
+//! What guests did with their MSRs, as [`Observations`], and the policy that allows that and no more.
+//!
+//! Observations are added [`Event`] by event and merged: the order, and how many traces they came in, make no
+//! difference. [`Observations::policy`] is a text, to be read, changed and kept. Nothing here reads a trace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use msrgate_core::{Access, Action, Event, ExitReason, Image, MsrIndex, Outcome, Rule};
+
+use crate::compile::{Options, compile_with};
+use crate::diagnostic::Diagnostic;
+use crate::forward::unfaithful_msrs;
+use crate::source::Sources;
+
+mod choice;
+mod count;
+mod text;
+
+/// Which accesses were made, how they were answered, and how often.
+///
+/// ```
+/// use msrgate_core::{Access, Event, ExitReason, MsrIndex, Outcome, VcpuId};
+/// use msrgate_policy::Observations;
+///
+/// let mut observations = Observations::default();
+/// observations.observe(
+///     &Event {
+///         vcpu: VcpuId(0),
+///         index: MsrIndex(0x48),
+///         access: Access::Read,
+///         reason: ExitReason::NONE,
+///         rip: None,
+///         value: 1,
+///         outcome: Outcome::Native,
+///         log: false,
+///     },
+///     None,
+/// );
+/// let learned = observations.policy(&[]).expect("there is something to learn from");
+/// assert!(learned.text.contains(r#"msr  = "IA32_SPEC_CTRL"    # 1 read"#));
+/// assert!(learned.text.contains(r#"read = "allow""#));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observations {
+    counts: BTreeMap<(MsrIndex, Access, Seen), u64>,
+    unseen: BTreeSet<(MsrIndex, Access)>,
+    is_blind: bool,
+    is_full: bool,
+}
+
+/// One way in which an access was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    outcome: Outcome,
+    /// What answers so again, if that is known.
+    action: Option<Action>,
+    /// KVM said that it does not know the MSR.
+    is_unknown: bool,
+}
+
+/// More different answers than these are no guest's that anybody wants a policy of.
+const MOST_ANSWERS: usize = 1 << 17;
+
+impl Observations {
+    /// Counts an access. `policy` is the one that was in force, if it is known.
+    pub fn observe(&mut self, event: &Event, policy: Option<&Image>) {
+        let rule = policy.map(|image| image.rule(event.index, event.access, event.reason));
+        let seen = Seen {
+            outcome: event.outcome,
+            action: action(event, rule),
+            is_unknown: event.reason == ExitReason::UNKNOWN,
+        };
+        self.add(event.index, event.access, seen, 1);
+    }
+
+    /// Notes that these observations show nothing of what `policy` lets KVM do by itself.
+    pub fn miss_what_kvm_did(&mut self) {
+        self.is_blind = true;
+    }
+
+    /// Notes that these observations show nothing of accesses that `policy` allows and that cannot leave the
+    /// guest to be watched, because KVM's host path does something else with them.
+    pub fn miss_what_cannot_be_forwarded(&mut self, policy: &Image) {
+        let known = policy.defaults().known;
+        for index in unfaithful_msrs() {
+            for access in Access::ALL {
+                if policy.named(index, access).unwrap_or(known) == Rule::ALLOW {
+                    self.unseen.insert((index, access));
+                }
+            }
+        }
+    }
+
+    /// Adds what others observed.
+    pub fn merge(&mut self, other: Self) {
+        self.unseen.extend(other.unseen);
+        self.is_blind |= other.is_blind;
+        self.is_full |= other.is_full;
+        for ((index, access, seen), count) in other.counts {
+            self.add(index, access, seen, count);
+        }
+    }
+
+    /// How many accesses were observed.
+    #[must_use]
+    pub fn accesses(&self) -> u64 {
+        self.counts
+            .values()
+            .fold(0, |sum, count| count.saturating_add(sum))
+    }
+
+    /// How many MSRs were accessed.
+    #[must_use]
+    pub fn msrs(&self) -> usize {
+        let indices: BTreeSet<MsrIndex> = self.counts.keys().map(|&(index, ..)| index).collect();
+        indices.len()
+    }
+
+    /// The default-deny policy under which the same accesses are answered in the same way. `handlers`: what
+    /// those are called that answered.
+    ///
+    /// # Errors
+    /// Nothing was observed, or no policy can say it.
+    pub fn policy(&self, handlers: &[&str]) -> Result<Learned, LearnError> {
+        if self.is_full {
+            return Err(LearnError::TooMuch {
+                limit: MOST_ANSWERS,
+            });
+        }
+        if self.counts.is_empty() {
+            return Err(LearnError::Nothing);
+        }
+        let msrs = choice::choose(self);
+        let text = text::write(self, &msrs, handlers);
+        let options = Options {
+            handlers,
+            ..Options::default()
+        };
+        let (sources, compiled) = compile_with("the learned policy", &text, &options);
+        match compiled {
+            Ok(_) => Ok(Learned {
+                text,
+                is_blind: self.is_blind,
+                ambiguous: choice::accesses(&msrs, choice::Choice::is_ambiguous),
+                lost: choice::accesses(&msrs, choice::Choice::is_lost),
+            }),
+            Err(diagnostics) => Err(LearnError::Refused {
+                sources,
+                diagnostics,
+            }),
+        }
+    }
+
+    fn add(&mut self, index: MsrIndex, access: Access, seen: Seen, count: u64) {
+        let is_full = self.counts.len() >= MOST_ANSWERS;
+        match self.counts.get_mut(&(index, access, seen)) {
+            Some(sum) => *sum = sum.saturating_add(count),
+            None if is_full => self.is_full = true,
+            None => {
+                self.counts.insert((index, access, seen), count);
+            }
+        }
+    }
+}
+
+/// What answers in the same way again.
+fn action(event: &Event, rule: Option<Rule>) -> Option<Action> {
+    let kept = rule.map(|rule| rule.action);
+    match (event.outcome, kept) {
+        (Outcome::Native | Outcome::Forwarded, _) => Some(Action::Allow),
+        (Outcome::Ignored, _) => Some(Action::Ignore),
+        (Outcome::Value, _) => Some(Action::Value(event.value)),
+        (Outcome::Masked | Outcome::Fault, Some(Action::Mask(_) | Action::Writable(_)))
+        | (Outcome::Shadow | Outcome::Fault, Some(Action::Shadow(_)))
+        | (Outcome::Handled | Outcome::Fault, Some(Action::Handler(_))) => kept,
+        (Outcome::Fault, _) => Some(Action::Fault),
+        _ => None,
+    }
+}
+
+/// A policy that was learned, and what whoever uses it ought to know.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Learned {
+    /// The policy. It compiles.
+    pub text: String,
+    /// Some trace shows only what left the guest: what KVM did by itself is missing here, and denied.
+    pub is_blind: bool,
+    /// Accesses that were answered in several ways, of which the policy has one.
+    pub ambiguous: Vec<(MsrIndex, Access)>,
+    /// Accesses that a policy answered that is not known any more; denied here.
+    pub lost: Vec<(MsrIndex, Access)>,
+}
+
+/// Why nothing can be learned.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum LearnError {
+    /// No access was observed.
+    Nothing,
+    /// More different answers than a policy can be made of.
+    TooMuch {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// No filter does what was observed.
+    Refused {
+        /// The policy that would say it.
+        sources: Sources,
+        /// What is wrong with it.
+        diagnostics: Vec<Diagnostic>,
+    },
+}
+
+impl fmt::Display for LearnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("no MSR access was observed"),
+            Self::TooMuch { limit } => write!(
+                f,
+                "more than {limit} different accesses and answers were observed"
+            ),
+            Self::Refused { .. } => {
+                f.write_str("no filter of KVM allows what was observed and no more")
+            }
+        }
+    }
+}
+
+impl std::error::Error for LearnError {}

@@ -1,0 +1,99 @@
+//! What the learned policy does with each MSR: one [`Choice`] for each direction.
+
+use std::collections::BTreeMap;
+
+use msrgate_core::{Access, Action, MsrIndex, Outcome};
+
+use super::{Observations, Seen};
+
+/// An MSR, by [`Access`].
+pub(super) type Msr = (MsrIndex, [Choice; 2]);
+
+/// What was seen of one MSR in one direction, and what the policy makes of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Choice {
+    /// `None`: the default, #GP.
+    pub(super) action: Option<Action>,
+    /// How many accesses the action answers as they were.
+    pub(super) count: u64,
+    /// How many were answered otherwise, and how.
+    pub(super) others: BTreeMap<Outcome, u64>,
+    /// Nothing could be seen of it.
+    pub(super) is_unseen: bool,
+}
+
+impl Choice {
+    /// #GP beside something else is KVM's doing, and will be again.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        self.action.is_some() && self.others.keys().any(|&other| other != Outcome::Fault)
+    }
+
+    /// It was answered, and is not any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.action.is_none() && self.others.keys().any(|&other| other != Outcome::Fault)
+    }
+
+    /// It was #GP, and still is.
+    pub(super) fn is_refused(&self) -> bool {
+        self.action.is_none()
+            && self.others.keys().all(|&other| other == Outcome::Fault)
+            && !self.others.is_empty()
+    }
+
+    fn of(seen: &[(Seen, u64)], is_unseen: bool) -> Self {
+        let mut counts: BTreeMap<Action, u64> = BTreeMap::new();
+        for (seen, count) in seen {
+            if let Some(action) = seen.action.filter(|&action| action != Action::Fault) {
+                let sum = counts.entry(action).or_default();
+                *sum = sum.saturating_add(*count);
+            }
+        }
+        let is_known = !seen.iter().any(|(seen, _)| seen.is_unknown);
+        if is_unseen && is_known {
+            counts.entry(Action::Allow).or_default();
+        }
+        // Where KVM did it once, the guest needs KVM. Otherwise the most frequent answer, and the first of two.
+        let action = counts.contains_key(&Action::Allow).then_some(Action::Allow);
+        let most = counts.iter().rev().max_by_key(|&(_, count)| count);
+        let action = action.or(most.map(|(&action, _)| action));
+        let mut others = BTreeMap::new();
+        let is_other = |seen: &Seen| action.is_none() || seen.action != action;
+        for (seen, count) in seen.iter().filter(|(seen, _)| is_other(seen)) {
+            let sum: &mut u64 = others.entry(seen.outcome).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+        Self {
+            count: action.map_or(0, |action| counts[&action]),
+            is_unseen: action == Some(Action::Allow) && counts[&Action::Allow] == 0,
+            action,
+            others,
+        }
+    }
+}
+
+/// Every MSR that was accessed, or may have been.
+pub(super) fn choose(observations: &Observations) -> Vec<Msr> {
+    let mut seen: BTreeMap<(MsrIndex, Access), Vec<(Seen, u64)>> = BTreeMap::new();
+    for access in &observations.unseen {
+        seen.insert(*access, Vec::new());
+    }
+    for (&(index, access, how), &count) in &observations.counts {
+        seen.entry((index, access)).or_default().push((how, count));
+    }
+    let mut msrs: BTreeMap<MsrIndex, [Choice; 2]> = BTreeMap::new();
+    for ((index, access), seen) in seen {
+        let is_unseen = observations.unseen.contains(&(index, access));
+        msrs.entry(index).or_default()[access as usize] = Choice::of(&seen, is_unseen);
+    }
+    msrs.into_iter().collect()
+}
+
+/// The accesses of which `is` is true.
+pub(super) fn accesses(msrs: &[Msr], is: fn(&Choice) -> bool) -> Vec<(MsrIndex, Access)> {
+    let all = msrs
+        .iter()
+        .flat_map(|(index, choices)| Access::ALL.map(|access| (*index, access, choices)));
+    all.filter(|(_, access, choices)| is(&choices[*access as usize]))
+        .map(|(index, access, _)| (index, access))
+        .collect()
+}
