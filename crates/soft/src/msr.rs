@@ -169,10 +169,11 @@ impl MsrFile {
         match row.needs {
             Needs::Nothing => Ok(()),
             Needs::Feature(feature) if guest && !self.cpuid.has(feature) => Err(Refusal::Invalid),
+            Needs::Strictly(feature) if !self.cpuid.has(feature) => Err(Refusal::Invalid),
             Needs::Pv(bit) if self.pv_enforced && !self.cpuid.has_pv(bit) => Err(Refusal::Unknown),
             Needs::Host if guest => Err(Refusal::Invalid),
             Needs::Nobody => Err(Refusal::Invalid),
-            Needs::Feature(_) | Needs::Pv(_) | Needs::Host => Ok(()),
+            Needs::Feature(_) | Needs::Strictly(_) | Needs::Pv(_) | Needs::Host => Ok(()),
         }
     }
 

@@ -41,6 +41,8 @@ pub(crate) enum Needs {
     Nothing,
     /// A guest whose CPUID has the feature; for others it is INVAL. Hosts always.
     Feature(Feature),
+    /// A guest whose CPUID has the feature; without it, it is INVAL for hosts too.
+    Strictly(Feature),
     /// A guest whose CPUID 0x40000001 has the bit, where that is enforced; for others it is UNKNOWN.
     Pv(u32),
     /// Hosts; for guests it is INVAL.

@@ -9,7 +9,7 @@ use super::rule::Feature::{
     FlushL1d, Osvw, PredCmd, Rdtscp, SgxLc, SpecCtrl, TscRate, VirtSsbd, Waitpkg, Xfd, Xsaves,
 };
 use super::rule::Home::{self, Cpu, Kept, Nowhere};
-use super::rule::Needs::{self, Feature, Host, Nobody, Nothing, Pv};
+use super::rule::Needs::{self, Feature, Host, Nobody, Nothing, Pv, Strictly};
 use super::rule::On::{self, Amd, Both, Intel};
 use super::rule::Read::{self, Always, By as ReadBy, Value};
 use super::rule::Write::{self, Any, Bits, By, Canonical, Drop, HostOnly, HostOrDrop, If, Low};
@@ -150,7 +150,7 @@ pub(crate) static ROWS: &[Row] = &[
     row(0xc001_0117, 1,    Intel, HIDDEN, Nowhere,            Nothing,                   Always(0),       Drop),                         // VM_HSAVE_PA
     row(0xc001_0117, 1,    Amd,   LISTED, Kept(0),            Nothing,                   Value,           By(rule::write_hsave_pa)),
     row(0xc001_011f, 1,    Amd,   LISTED, Kept(0),            Feature(VirtSsbd),         Value,           Bits(0x4)),                    // VIRT_SPEC_CTRL
-    row(0xc001_0140, 2,    Both,  HIDDEN, Kept(0),            Feature(Osvw),             Value,           Any),                          // OSVW_ID_LENGTH, OSVW_STATUS
+    row(0xc001_0140, 2,    Both,  HIDDEN, Kept(0),            Strictly(Osvw),            Value,           Any),                          // OSVW_ID_LENGTH, OSVW_STATUS
     row(0xc001_1021, 1,    Amd,   HIDDEN, Nowhere,            Nothing,                   Always(0),       Write::Unknown),               // IC_CFG
     row(0xc001_1022, 2,    Both,  HIDDEN, Nowhere,            Nothing,                   Always(0),       Drop),                         // DC_CFG, TW_CFG
     row(0xc001_1029, 1,    Amd,   HIDDEN, Kept(0),            Nothing,                   Value,           Bits(0x2)),                    // DE_CFG
