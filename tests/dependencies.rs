@@ -42,6 +42,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
         &[
             "msrgate-core",
             "msrgate-kvm",
+            "msrgate-machine",
             "msrgate-policy",
             "msrgate-soft",
         ],

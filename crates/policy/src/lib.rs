@@ -41,6 +41,7 @@ mod warn;
 pub use ast::{Selector, SelectorKind};
 pub use compile::{Compiled, Decider, Options, compile, compile_with};
 pub use diagnostic::{Diagnostic, Label, Severity};
+pub use forward::{HostPath, host_path};
 pub use include::Load;
 pub use learn::{LearnError, Learned, Observations};
 pub use resolve::Segment;
