@@ -10,7 +10,7 @@ use msrgate_core::{Access, Action, Event, ExitReason, Image, MsrIndex, Outcome, 
 
 use crate::compile::{Options, compile_with};
 use crate::diagnostic::Diagnostic;
-use crate::forward::unfaithful_msrs;
+use crate::forward::unobservable;
 use crate::source::Sources;
 
 mod choice;
@@ -83,8 +83,8 @@ impl Observations {
     /// guest to be watched, because KVM's host path does something else with them.
     pub fn miss_what_cannot_be_forwarded(&mut self, policy: &Image) {
         let known = policy.defaults().known;
-        for index in unfaithful_msrs() {
-            for access in Access::ALL {
+        for access in Access::ALL {
+            for (index, _) in unobservable(access) {
                 if policy.named(index, access).unwrap_or(known) == Rule::ALLOW {
                     self.unseen.insert((index, access));
                 }
