@@ -283,6 +283,27 @@ impl Recorder for () {
     fn record(&mut self, _event: &Event) {}
 }
 
+/// Both get every event.
+impl<A: Recorder, B: Recorder> Recorder for (A, B) {
+    const WANTS_RIP: bool = A::WANTS_RIP || B::WANTS_RIP;
+
+    fn record(&mut self, event: &Event) {
+        self.0.record(event);
+        self.1.record(event);
+    }
+}
+
+/// For what is known when the program runs.
+impl<R: Recorder> Recorder for Option<R> {
+    const WANTS_RIP: bool = R::WANTS_RIP;
+
+    fn record(&mut self, event: &Event) {
+        if let Some(recorder) = self {
+            recorder.record(event);
+        }
+    }
+}
+
 /// Keeps every event: for guests that end.
 impl Recorder for Vec<Event> {
     fn record(&mut self, event: &Event) {

@@ -8,7 +8,8 @@
 //! * [`PermissionBitmap`]: what VMX and SVM let pass without an exit, as wanted and as allowed.
 //! * [`MsrName`]: what MSRs are called; `"IA32_SPEC_CTRL".parse::<MsrIndex>()`.
 //! * [`RawFilter`]: the ioctl's structure, checked in the kernel's order.
-//! * [`Gate`], [`Image`], [`Event`]: a policy's answers to the accesses that leave the guest.
+//! * [`Gate`], [`Image`]: a policy's answers to the accesses that leave the guest.
+//! * [`Event`], [`EventRing`]: what was answered, and how another thread gets it without holding up a vCPU.
 //! * [`Vm`], [`Vcpu`]: what a backend (the real KVM, the embedded one) must do.
 //!
 //! Every number, order and errno is Linux 6.12's; the kernel function is named where it matters.
@@ -37,7 +38,7 @@ mod names;
 mod permission;
 mod reason;
 mod registers;
-#[cfg(feature = "std")]
+mod ring;
 mod sync;
 
 pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
@@ -64,3 +65,4 @@ pub use permission::{
 };
 pub use reason::{ExitReason, ExitReasons, UnknownExitReasons};
 pub use registers::{DescriptorTable, Registers, Segment, SystemRegisters};
+pub use ring::{EventConsumer, EventProducer, EventRing, Timed};

@@ -1,15 +1,20 @@
-//! The lock and the write-once cell that [`FilterCell`](crate::FilterCell) is built from: those of `std`,
-//! or under `--cfg loom` those of the model checker.
+//! What threads share is built from these: atomic words, and the lock and the write-once cell of
+//! [`FilterCell`](crate::FilterCell). Those of `core` and `std`, or under `--cfg loom` those of the model checker.
 
 #[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+#[cfg(all(feature = "std", not(loom)))]
 pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock};
 
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 #[cfg(loom)]
 pub(crate) use model::OnceLock;
 
 /// Locks; a panic of another holder does not matter, as what is locked is replaced in one step.
+#[cfg(feature = "std")]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()

@@ -1,4 +1,4 @@
-//! Every interleaving of a few replacements and checks:
+//! Every interleaving of a few replacements and checks, and of the two ends of a ring of events:
 //! `RUSTFLAGS="--cfg loom" cargo test -p msrgate-core --test loom --release`.
 #![cfg(loom)]
 
@@ -6,8 +6,8 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
 use msrgate_core::{
-    Access, DefaultAction, FilterCell, FilterRange, FilterReader, MsrFilter, MsrIndex, RangeFlags,
-    Verdict,
+    Access, DefaultAction, Event, EventConsumer, EventRing, ExitReason, FilterCell, FilterRange,
+    FilterReader, MsrFilter, MsrIndex, Outcome, RangeFlags, Recorder, VcpuId, Verdict,
 };
 
 /// The filter of generation `number` denies the MSRs 0x10 + number and 0x20 + number, and nothing else.
@@ -130,5 +130,69 @@ fn late_reader_skips_filters_that_are_gone_and_passes_those_that_are_held() {
         writer.join().unwrap();
         assert_eq!(generation(&mut late), 3);
         drop(held);
+    });
+}
+
+/// All of it follows from `number`.
+fn event(number: u32) -> Event {
+    Event {
+        vcpu: VcpuId(number),
+        index: MsrIndex(number),
+        access: Access::Read,
+        reason: ExitReason(number),
+        rip: Some(number.into()),
+        value: number.into(),
+        outcome: Outcome::Value,
+        log: false,
+    }
+}
+
+/// The number of the next event, which must be whole.
+fn next(consumer: &mut EventConsumer) -> Option<u32> {
+    let timed = consumer.pop()?;
+    let number = timed.event.index.0;
+    assert_eq!(timed.event, event(number), "torn");
+    assert!((1..=u64::from(number)).contains(&timed.time_ns), "torn");
+    Some(number)
+}
+
+/// That a slot is read before it is written again is not shown: in the model no load sees a store that comes later.
+#[test]
+fn ring_gives_whole_events_in_order_and_counts_the_others() {
+    loom::model(|| {
+        const EVENTS: u32 = 3;
+        let mut numbers = 1..;
+        let clock = move || numbers.next().expect("it counts without end");
+        let (mut producer, mut consumer) = EventRing::new(1).split(clock);
+        let vcpu = thread::spawn(move || {
+            for number in 1..=EVENTS {
+                producer.record(&event(number));
+            }
+        });
+        let mut seen: Vec<u32> = (0..2).filter_map(|_| next(&mut consumer)).collect();
+        vcpu.join().unwrap();
+        assert!(consumer.is_closed());
+        seen.extend(std::iter::from_fn(|| next(&mut consumer)));
+        assert!(
+            seen.is_sorted_by(|earlier, later| earlier < later),
+            "{seen:?}"
+        );
+        assert_eq!(seen.first(), Some(&1));
+        assert_eq!(seen.len() as u64 + consumer.dropped(), EVENTS.into());
+    });
+}
+
+#[test]
+fn closed_ring_has_all_that_will_ever_come() {
+    loom::model(|| {
+        let (mut producer, mut consumer) = EventRing::new(2).split(|| 1);
+        let vcpu = thread::spawn(move || {
+            producer.record(&event(1));
+            drop(producer);
+        });
+        if consumer.is_closed() {
+            assert_eq!(next(&mut consumer), Some(1));
+        }
+        vcpu.join().unwrap();
     });
 }
