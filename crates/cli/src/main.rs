@@ -6,9 +6,11 @@
 mod backend;
 mod check;
 mod console;
+mod output;
 mod policy;
 mod report;
 mod run;
+mod surface;
 mod tally;
 mod wrap;
 
@@ -34,6 +36,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Wrap(wrap::Args),
+    Surface(surface::Args),
 }
 
 /// How a verb ended, where nothing went wrong.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Wrap(args) => wrap::run(&args),
+        Command::Surface(args) => surface::run(&args),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,

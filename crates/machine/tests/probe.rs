@@ -37,6 +37,7 @@ on_each_backend!(
     gate_answers_and_the_guest_tells,
     kick_does_not_end_an_access,
     fault_without_a_handler_ends_the_probe,
+    what_the_guest_reads_is_what_the_host_reads,
 );
 
 fn soft() -> Probe<SoftVm> {
@@ -147,4 +148,26 @@ fn fault_without_a_handler_ends_the_probe<V: Vm>(mut probe: Probe<V>) {
         matches!(error, ProbeError::Ended { exit } if exit == shutdown),
         "{error}"
     );
+}
+
+/// But for values that run (the TSC), the guest's door and the host's are the same where both are open.
+fn what_the_guest_reads_is_what_the_host_reads<V: Vm>(mut probe: Probe<V>) {
+    let windows = [
+        0..=0x1fff,
+        0x4b56_4d00..=0x4b56_4d0f,
+        0xc000_0000..=0xc000_1fff,
+        0xc001_0000..=0xc001_1fff,
+    ];
+    let mut compared = 0;
+    for index in windows.into_iter().flatten().map(MsrIndex) {
+        let Seen::Value(value) = probe.rdmsr(index).unwrap() else {
+            continue;
+        };
+        if probe.rdmsr(index).unwrap() == Seen::Value(value) {
+            let host = probe.vcpu().get_msr(index).unwrap();
+            assert_eq!(host, Some(value), "{index}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared}");
 }

@@ -1,0 +1,88 @@
+//! Writing a file whole or not at all.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::Context;
+
+/// Puts `bytes` into the file `path`. Who reads it meanwhile sees all of the old ones or all of the new ones.
+/// What is no regular file (a pipe, a terminal) is written as it is.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (path, permissions) = match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            return fs::OpenOptions::new()
+                .write(true)
+                .open(path)?
+                .write_all(bytes);
+        }
+        Ok(found) => (fs::canonicalize(path)?, found.permissions()),
+        // The process's mask takes away what it takes from any new file.
+        Err(_) => (path.to_owned(), fs::Permissions::from_mode(0o666)),
+    };
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .permissions(permissions)
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_is_made_and_replaced_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        for bytes in [&b"one"[..], b"the other"] {
+            write_file(&path, bytes).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn link_stays_a_link_and_permissions_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("out"), folder.path().join("link"));
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        write_file(&link, b"new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        for (path, why) in [
+            ("/no-such-folder/out", "No such file"),
+            ("/dev/full", "No space"),
+            ("/", "directory"),
+        ] {
+            let error = format!("{:#}", write_file(Path::new(path), b"bytes").unwrap_err());
+            assert!(
+                error.starts_with(&format!("cannot write {path}: ")),
+                "{error}"
+            );
+            assert!(error.contains(why), "{error}");
+        }
+        write_file(Path::new("/dev/null"), b"bytes").unwrap();
+        assert!(!Path::new("/dev/null").is_file());
+    }
+}
