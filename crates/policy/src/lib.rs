@@ -26,6 +26,7 @@
 mod ast;
 mod compile;
 mod diagnostic;
+mod diff;
 mod filter;
 mod forward;
 mod include;
@@ -41,6 +42,7 @@ mod warn;
 pub use ast::{Selector, SelectorKind};
 pub use compile::{Compiled, Decider, Options, compile, compile_with};
 pub use diagnostic::{Diagnostic, Label, Severity};
+pub use diff::{Msrs, PolicyDifference};
 pub use forward::{HostPath, host_path};
 pub use include::Load;
 pub use learn::{LearnError, Learned, Observations};
