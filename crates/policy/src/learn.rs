@@ -6,16 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use msrgate_core::{Access, Action, Event, ExitReason, Image, MsrIndex, Outcome, Rule};
+use msrgate_core::{Access, Action, Event, ExitReason, MsrIndex, Outcome, Rule};
 
-use crate::compile::{Options, compile_with};
+use crate::compile::{Compiled, Options, compile_with};
 use crate::diagnostic::Diagnostic;
 use crate::forward::unobservable;
 use crate::source::Sources;
 
 mod choice;
+mod compare;
 mod count;
 mod text;
+
+pub use compare::{Answered, TraceDifference};
 
 /// Which accesses were made, how they were answered, and how often.
 ///
@@ -35,7 +38,7 @@ mod text;
 ///         outcome: Outcome::Native,
 ///         log: false,
 ///     },
-///     None,
+///     &[],
 /// );
 /// let learned = observations.policy(&[]).expect("there is something to learn from");
 /// assert!(learned.text.contains(r#"msr  = "IA32_SPEC_CTRL"    # 1 read"#));
@@ -63,29 +66,43 @@ struct Seen {
 const MOST_ANSWERS: usize = 1 << 17;
 
 impl Observations {
-    /// Counts an access. `policy` is the one that was in force, if it is known.
-    pub fn observe(&mut self, event: &Event, policy: Option<&Image>) {
-        let rule = policy.map(|image| image.rule(event.index, event.access, event.reason));
+    /// Counts an access. One of `policies` was in force; there are none where it is not known.
+    pub fn observe(&mut self, event: &Event, policies: &[Compiled]) {
         let seen = Seen {
             outcome: event.outcome,
-            action: action(event, rule),
+            action: action(event, policies),
             is_unknown: event.reason == ExitReason::UNKNOWN,
         };
         self.add(event.index, event.access, seen, 1);
     }
 
-    /// Notes that these observations show nothing of what `policy` lets KVM do by itself.
-    pub fn miss_what_kvm_did(&mut self) {
-        self.is_blind = true;
+    /// Notes that these observations show nothing of what `policies` let KVM do by itself.
+    pub fn miss_what_kvm_did(&mut self, policies: &[Compiled]) {
+        self.is_blind |= policies.is_empty();
+        for policy in policies {
+            self.is_blind |= policy.image.defaults().known == Rule::ALLOW;
+            for access in Access::ALL {
+                let segments = policy.segments(access).iter();
+                for segment in segments.filter(|segment| segment.rule == Rule::ALLOW) {
+                    // What a filter allows beside a default that denies fits into its ranges.
+                    let msrs = (segment.first.0..=segment.last.0).take(MOST_ANSWERS);
+                    self.unseen
+                        .extend(msrs.map(|index| (MsrIndex(index), access)));
+                }
+            }
+        }
     }
 
-    /// Notes that these observations show nothing of accesses that `policy` allows and that cannot leave the
+    /// Notes that these observations show nothing of accesses that `policies` allow and that cannot leave the
     /// guest to be watched, because KVM's host path does something else with them.
-    pub fn miss_what_cannot_be_forwarded(&mut self, policy: &Image) {
-        let known = policy.defaults().known;
+    pub fn miss_what_cannot_be_forwarded(&mut self, policies: &[Compiled]) {
         for access in Access::ALL {
             for (index, _) in unobservable(access) {
-                if policy.named(index, access).unwrap_or(known) == Rule::ALLOW {
+                let is_allowed = |policy: &Compiled| {
+                    let known = policy.image.defaults().known;
+                    policy.image.named(index, access).unwrap_or(known) == Rule::ALLOW
+                };
+                if policies.is_empty() || policies.iter().any(is_allowed) {
                     self.unseen.insert((index, access));
                 }
             }
@@ -165,17 +182,26 @@ impl Observations {
 }
 
 /// What answers in the same way again.
-fn action(event: &Event, rule: Option<Rule>) -> Option<Action> {
-    let kept = rule.map(|rule| rule.action);
-    match (event.outcome, kept) {
-        (Outcome::Native | Outcome::Forwarded, _) => Some(Action::Allow),
-        (Outcome::Ignored, _) => Some(Action::Ignore),
-        (Outcome::Value, _) => Some(Action::Value(event.value)),
-        (Outcome::Masked | Outcome::Fault, Some(Action::Mask(_) | Action::Writable(_)))
-        | (Outcome::Shadow | Outcome::Fault, Some(Action::Shadow(_)))
-        | (Outcome::Handled | Outcome::Fault, Some(Action::Handler(_))) => kept,
-        (Outcome::Fault, _) => Some(Action::Fault),
-        _ => None,
+fn action(event: &Event, policies: &[Compiled]) -> Option<Action> {
+    let rule = |policy: &Compiled| policy.image.rule(event.index, event.access, event.reason);
+    let mut kept = policies.iter().map(|policy| rule(policy).action);
+    // A register that a policy keeps has its own #GP, such as for a bit that is not writable.
+    let kept = kept.find(|action| {
+        matches!(
+            (event.outcome, action),
+            (Outcome::Masked, Action::Mask(_))
+                | (Outcome::Masked | Outcome::Fault, Action::Writable(_))
+                | (Outcome::Shadow | Outcome::Fault, Action::Shadow(_))
+                | (Outcome::Handled | Outcome::Fault, Action::Handler(_))
+        )
+    });
+    match event.outcome {
+        Outcome::Native | Outcome::Forwarded => Some(Action::Allow),
+        Outcome::Ignored => Some(Action::Ignore),
+        Outcome::Value => Some(Action::Value(event.value)),
+        Outcome::Fault if event.reason == ExitReason::NONE => Some(Action::Fault),
+        Outcome::Fault => kept.or(Some(Action::Fault)),
+        _ => kept,
     }
 }
 

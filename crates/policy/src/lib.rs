@@ -45,7 +45,7 @@ pub use diagnostic::{Diagnostic, Label, Severity};
 pub use diff::{Msrs, PolicyDifference};
 pub use forward::{HostPath, host_path};
 pub use include::Load;
-pub use learn::{LearnError, Learned, Observations};
+pub use learn::{Answered, LearnError, Learned, Observations, TraceDifference};
 pub use resolve::Segment;
 pub use source::{Place, Source, SourceId, Sources, Span};
 pub use surface::{

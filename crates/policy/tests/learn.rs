@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use msrgate_core::{
-    Access, Action, Event, ExitReason, Image, MsrIndex, Outcome, Rule, VcpuId, Verdict,
-};
-use msrgate_policy::{Compiled, Diagnostic, LearnError, Observations, compile};
+use msrgate_core::{Access, Action, Event, ExitReason, MsrIndex, Outcome, Rule, VcpuId, Verdict};
+use msrgate_policy::{Compiled, Diagnostic, LearnError, Observations, TraceDifference, compile};
 use proptest::prelude::*;
 
 fn event(index: u32, access: Access, outcome: Outcome, value: u64) -> Event {
@@ -33,7 +31,7 @@ fn native(index: u32, access: Access) -> Event {
 fn observed(events: &[Event]) -> Observations {
     let mut observations = Observations::default();
     for event in events {
-        observations.observe(event, None);
+        observations.observe(event, &[]);
     }
     observations
 }
@@ -132,7 +130,7 @@ fn seventeen_far_windows_are_refused_with_the_policy_that_would_say_it() {
 fn more_answers_than_anybody_wants_a_policy_of_are_refused_in_bounded_room() {
     let mut observations = Observations::default();
     for index in 0..200_000 {
-        observations.observe(&native(index, Access::Read), None);
+        observations.observe(&native(index, Access::Read), &[]);
     }
     assert_eq!(observations.msrs(), 1 << 17);
     let error = observations.policy(&[]).unwrap_err();
@@ -201,7 +199,7 @@ fn what_cannot_be_watched_is_allowed_unless_the_policy_decided_it() {
         event(0x3b, Access::Write, Outcome::Fault, 1),
         event(0xc001_0200, Access::Read, Outcome::Ignored, 0),
     ]);
-    observations.miss_what_cannot_be_forwarded(&policy.image);
+    observations.miss_what_cannot_be_forwarded(&[policy]);
     let (text, compiled) = learned(&observations);
     let rule = |index, access| compiled.image.named(MsrIndex(index), access);
     let efer = 0xc000_0080;
@@ -231,7 +229,7 @@ fn what_cannot_be_watched_is_allowed_unless_the_policy_decided_it() {
 #[test]
 fn trace_without_what_kvm_did_says_so() {
     let mut observations = observed(&[event(0x8b, Access::Read, Outcome::Value, 7)]);
-    observations.miss_what_kvm_did();
+    observations.miss_what_kvm_did(&[]);
     let learned = observations.policy(&[]).unwrap();
     assert!(learned.is_blind);
     assert!(
@@ -239,6 +237,80 @@ fn trace_without_what_kvm_did_says_so() {
             .text
             .contains("# Some trace shows only what left the guest:")
     );
+}
+
+/// As a line: MSRs, direction, both sides.
+fn differences(one: &Observations, other: &Observations) -> Vec<String> {
+    let line = |difference: &TraceDifference| {
+        let TraceDifference {
+            first,
+            last,
+            access,
+            sides,
+            ..
+        } = difference;
+        let sides = sides.clone().map(|side| {
+            let words: Vec<String> = side.iter().map(ToString::to_string).collect();
+            words.join(", ")
+        });
+        format!("{first}..={last} {access}: {} | {}", sides[0], sides[1])
+    };
+    let all = Observations::compare(one, other);
+    all.iter().map(line).collect()
+}
+
+#[test]
+fn traces_differ_in_accesses_and_answers_and_not_in_counts_or_kvms_values() {
+    let value = |value| event(0x8b, Access::Read, Outcome::Value, value);
+    let one = observed(&[
+        native(0x10, Access::Read),
+        native(0x200, Access::Read),
+        native(0x201, Access::Read),
+        event(0x3a, Access::Write, Outcome::Ignored, 1),
+        value(1),
+    ]);
+    let other = observed(&[
+        event(0x10, Access::Read, Outcome::Forwarded, 7),
+        native(0x10, Access::Read),
+        event(0x3a, Access::Write, Outcome::Fault, 1),
+        native(0x3a, Access::Write),
+        value(2),
+    ]);
+    assert_eq!(
+        differences(&one, &other),
+        [
+            "0x3a..=0x3a write: ignored | allowed, #GP",
+            "0x8b..=0x8b read: = 0x1 | = 0x2",
+            "0x200..=0x201 read: allowed | ",
+        ]
+    );
+    assert!(differences(&one, &one).is_empty());
+    assert!(!one.sees_otherwise(&other));
+}
+
+#[test]
+fn what_one_of_two_traces_cannot_show_is_not_compared() {
+    let value = event(0x8b, Access::Read, Outcome::Value, 1);
+    let whole = observed(&[native(0x10, Access::Read), value]);
+    let mut blind = observed(&[event(0x3a, Access::Read, Outcome::Fault, 0), value]);
+    blind.miss_what_kvm_did(&[]);
+    assert!(whole.sees_otherwise(&blind));
+    assert_eq!(differences(&whole, &blind), ["0x3a..=0x3a read:  | #GP"]);
+    let mut filtered = observed(&[value]);
+    filtered.miss_what_cannot_be_forwarded(&[]);
+    assert!(differences(&whole, &filtered).is_empty());
+}
+
+#[test]
+fn trace_under_a_policy_that_denies_by_default_shows_all_but_what_that_allows() {
+    let source =
+        "version = 1\n[defaults]\nknown = 'fault'\n[[rule]]\nmsr = '0x10..=0x13'\nread = 'allow'\n";
+    let policies = [compile(source).unwrap()];
+    let mut observations = observed(&[event(0x3a, Access::Read, Outcome::Fault, 0)]);
+    observations.miss_what_kvm_did(&policies);
+    assert!(!observations.policy(&[]).unwrap().is_blind);
+    let (text, compiled) = learned(&observations);
+    assert_eq!(Compiled::compare(&policies[0], &compiled), [], "{text}");
 }
 
 fn outcome() -> impl Strategy<Value = (Outcome, u64)> {
@@ -305,11 +377,11 @@ proptest! {
     ) {
         let mut traces = vec![Observations::default(); 4];
         for (event, part) in events.iter().zip(parts) {
-            traces[part].observe(event, None);
+            traces[part].observe(event, &[]);
         }
-        traces[1].miss_what_cannot_be_forwarded(&Image::new(msrgate_core::Defaults::ALLOW));
+        traces[1].miss_what_cannot_be_forwarded(&[]);
         let mut all = observed(&events);
-        all.miss_what_cannot_be_forwarded(&Image::new(msrgate_core::Defaults::ALLOW));
+        all.miss_what_cannot_be_forwarded(&[]);
         let mut ordered = order.map(|trace| traces[trace].clone()).into_iter();
         let merged = if is_left {
             ordered.fold(Observations::default(), |mut merged, next| {

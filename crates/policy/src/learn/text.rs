@@ -90,8 +90,7 @@ impl Kind {
     fn heading(self) -> &'static str {
         match (self.is_unseen, self.is_answered, self.is_denied) {
             (true, ..) => {
-                "Not observable: KVM's host path does something else with these, so that no trace \
-                 shows whether the guest uses them."
+                "Not observable: no trace shows whether the guest uses these. Allowed either way."
             }
             (_, true, _) => "What the policy answered.",
             (_, _, [false, false]) => "What KVM did.",
