@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Who may depend on whom; for each room, all that it may use.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("msrgate-core", &[]),
     ("msrgate-policy", &["msrgate-core"]),
     ("msrgate-x86", &["msrgate-core"]),
     ("msrgate-soft", &["msrgate-core", "msrgate-x86"]),
     ("msrgate-kvm", &["msrgate-core"]),
+    ("msrgate-trace", &["msrgate-core"]),
     (
         "msrgate-machine",
         &["msrgate-core", "msrgate-kvm", "msrgate-soft"],
@@ -23,6 +24,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
             "msrgate-machine",
             "msrgate-policy",
             "msrgate-soft",
+            "msrgate-trace",
         ],
     ),
     (
@@ -34,6 +36,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
             "msrgate-policy",
             "msrgate-preload",
             "msrgate-soft",
+            "msrgate-trace",
         ],
     ),
     ("xtask", &["msrgate-core"]),
