@@ -8,7 +8,7 @@ const MAX_LINES: usize = 600;
 /// Files that are data, not prose, and may be longer.
 const TABLES: [&str; 2] = ["crates/core/src/names.rs", "crates/soft/src/msr/table.rs"];
 /// Where unsafe code has a room; everywhere else it is a mistake.
-const UNSAFE_ROOMS: [&str; 13] = [
+const UNSAFE_ROOMS: [&str; 14] = [
     "crates/kvm/src/filter.rs",
     "crates/kvm/src/kick.rs",
     "crates/kvm/src/run_page.rs",
@@ -21,6 +21,7 @@ const UNSAFE_ROOMS: [&str; 13] = [
     "crates/x86/src/simd/",
     "crates/x86/src/x87",
     "crates/x86/tests/",
+    "examples/minimal_vmm.rs",
     "tests/support/kernel_door.rs",
 ];
 /// Words that the glossary replaces, and by what. They are whole identifiers or parts of one.

@@ -13,6 +13,19 @@
 //! * [`Vm`], [`Vcpu`]: what a backend (the real KVM, the embedded one) must do.
 //!
 //! Every number, order and errno is Linux 6.12's; the kernel function is named where it matters.
+//!
+//! ```
+//! use msrgate_core::*;
+//!
+//! let spec_ctrl: MsrIndex = "IA32_SPEC_CTRL".parse().expect("a name of the SDM");
+//! let range = FilterRange::uniform(RangeFlags::WRITE, spec_ctrl, 1, Verdict::Deny);
+//! let filter = MsrFilter::new(DefaultAction::Allow, vec![range])?;
+//! assert_eq!(filter.decide(spec_ctrl, Access::Read).verdict, Verdict::Allow);
+//! let decision = filter.decide(spec_ctrl, Access::Write);
+//! assert_eq!(decision.verdict, Verdict::Deny);
+//! assert_eq!(decision.source, DecisionSource::Range(0));
+//! # Ok::<(), FilterError>(())
+//! ```
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![forbid(unsafe_code)]
 #![warn(clippy::std_instead_of_core, clippy::std_instead_of_alloc)]

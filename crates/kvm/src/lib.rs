@@ -3,6 +3,7 @@
 //! * [`Kvm::open`]: the device, with a reason where it cannot be used.
 //! * [`KvmVm`], [`KvmVcpu`]: [`msrgate_core::Vm`] and [`msrgate_core::Vcpu`].
 //! * [`KvmKicker`]: makes a running vCPU come back.
+//! * [`install`], [`service`]: the same policy for a VMM that runs its vCPUs itself, with `kvm-ioctls`.
 //! * [`ignore_msrs`]: whether the host hides unknown MSRs from everybody.
 //! * [`abi`]: the numbers and layouts that this crate, and who speaks raw ioctls, rely on.
 //!
@@ -11,6 +12,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 pub mod abi;
+mod fd;
 mod filter;
 mod kick;
 mod open;
@@ -21,6 +23,7 @@ mod string_io;
 mod vcpu;
 mod vm;
 
+pub use fd::{install, service};
 pub use kick::KvmKicker;
 pub use open::{Kvm, OpenError};
 pub use parameter::ignore_msrs;

@@ -48,6 +48,12 @@ macro_rules! members {
 }
 members!(FailEntry, Io, Debug, Mmio, Internal, Msr);
 
+/// `kvm_run.msr` of a page that somebody else has mapped. It means something only after an MSR exit.
+pub(crate) fn msr_of(run: &kvm_run) -> Msr {
+    // SAFETY: `Msr` is a `Member`: every bit pattern is a value.
+    unsafe { run.__bindgen_anon_1.msr }
+}
+
 /// Where the union begins.
 const UNION: usize = offset_of!(kvm_run, __bindgen_anon_1);
 

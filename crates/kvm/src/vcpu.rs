@@ -11,10 +11,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use msrgate_core::{
-    Errno, ExitReason, MsrIndex, PendingCompletion, Registers, RunError, SystemRegisters, Vcpu,
-    VmEntry, VmError, VmExit,
+    Errno, MsrIndex, PendingCompletion, Registers, RunError, SystemRegisters, Vcpu, VmEntry,
+    VmError, VmExit,
 };
 
+use crate::fd;
 use crate::kick::{Doorbell, KvmKicker};
 use crate::register;
 use crate::run_page::{Debug, FailEntry, Internal, Mmio, Msr, RunPage};
@@ -61,15 +62,11 @@ impl KvmVcpu {
         let page = &self.doorbell.page;
         match entry {
             VmEntry::Run => {}
-            VmEntry::CompleteRdmsr(answer) => page.set_member(Msr {
-                error: answer.is_err().into(),
-                data: answer.unwrap_or(0),
-                ..page.member()
-            }),
-            VmEntry::CompleteWrmsr(answer) => page.set_member(Msr {
-                error: answer.is_err().into(),
-                ..page.member()
-            }),
+            VmEntry::CompleteRdmsr(_) | VmEntry::CompleteWrmsr(_) => {
+                let mut msr: Msr = page.member();
+                fd::complete(&mut msr, entry);
+                page.set_member(msr);
+            }
             VmEntry::CompleteIoIn(value) => {
                 if let Some(string) = &self.string {
                     string.answer(page, value);
@@ -99,21 +96,8 @@ impl KvmVcpu {
     fn decode(&mut self) -> VmExit {
         let page = &self.doorbell.page;
         match page.exit_reason() {
-            KVM_EXIT_X86_RDMSR => {
-                let msr: Msr = page.member();
-                VmExit::Rdmsr {
-                    index: MsrIndex(msr.index),
-                    reason: ExitReason(msr.reason),
-                }
-            }
-            KVM_EXIT_X86_WRMSR => {
-                let msr: Msr = page.member();
-                VmExit::Wrmsr {
-                    index: MsrIndex(msr.index),
-                    value: msr.data,
-                    reason: ExitReason(msr.reason),
-                }
-            }
+            KVM_EXIT_X86_RDMSR => fd::rdmsr(&page.member()),
+            KVM_EXIT_X86_WRMSR => fd::wrmsr(&page.member()),
             KVM_EXIT_IO => {
                 let mut string = StringIo::new(page);
                 let first = string.next(page);
@@ -237,23 +221,11 @@ impl Vcpu for KvmVcpu {
     }
 
     fn get_msr(&self, index: MsrIndex) -> Result<Option<u64>, VmError> {
-        let mut msrs = one_msr(index, 0);
-        let count = self
-            .fd
-            .get_msrs(&mut msrs)
-            .map_err(refused("KVM_GET_MSRS"))?;
-        Ok(msrs
-            .as_slice()
-            .iter()
-            .take(count)
-            .map(|entry| entry.data)
-            .next())
+        get_msr(&self.fd, index)
     }
 
     fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError> {
-        let msrs = one_msr(index, value);
-        let count = self.fd.set_msrs(&msrs).map_err(refused("KVM_SET_MSRS"))?;
-        Ok(count == 1)
+        set_msr(&self.fd, index, value)
     }
 }
 
@@ -270,6 +242,21 @@ fn decode_mmio(mmio: &Mmio) -> VmExit {
         len_bytes,
         value: u64::from_le_bytes(data),
     }
+}
+
+/// `KVM_GET_MSRS` of one MSR.
+pub(crate) fn get_msr(vcpu: &VcpuFd, index: MsrIndex) -> Result<Option<u64>, VmError> {
+    let mut msrs = one_msr(index, 0);
+    let count = vcpu.get_msrs(&mut msrs).map_err(refused("KVM_GET_MSRS"))?;
+    let entries = msrs.as_slice().iter().take(count);
+    Ok(entries.map(|entry| entry.data).next())
+}
+
+/// `KVM_SET_MSRS` of one MSR.
+pub(crate) fn set_msr(vcpu: &VcpuFd, index: MsrIndex, value: u64) -> Result<bool, VmError> {
+    let msrs = one_msr(index, value);
+    let count = vcpu.set_msrs(&msrs).map_err(refused("KVM_SET_MSRS"))?;
+    Ok(count == 1)
 }
 
 fn one_msr(index: MsrIndex, data: u64) -> Msrs {

@@ -5,15 +5,12 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use kvm_bindings::{
-    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use msrgate_core::{Errno, ExitReasons, MsrFilter, Vm, VmError};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::{Kvm, KvmVcpu, filter};
+use crate::{Kvm, KvmVcpu, fd, filter};
 
 /// Three pages below the BIOS that KVM may use for a task state segment (Intel without unrestricted
 /// guest), and the page before them for an identity map. No RAM belongs there.
@@ -122,15 +119,7 @@ impl Vm for KvmVm {
     }
 
     fn set_exit_reasons(&self, reasons: ExitReasons) -> Result<(), VmError> {
-        let cap = kvm_enable_cap {
-            cap: KVM_CAP_X86_USER_SPACE_MSR,
-            args: [reasons.mask().into(), 0, 0, 0],
-            ..Default::default()
-        };
-        self.shared
-            .vm
-            .enable_cap(&cap)
-            .map_err(refused("KVM_ENABLE_CAP"))
+        fd::set_exit_reasons(&self.shared.vm, reasons)
     }
 
     fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), VmError> {
