@@ -1,11 +1,13 @@
 //! Where the table says that the host path does the same as the guest's instruction, both are tried.
 
 use msrgate_core::{Access, ExitReason, MsrIndex, Vcpu, Vm};
-use msrgate_machine::{Probe, Seen, guest_memory};
+use msrgate_machine::{Probe, Seen};
 use msrgate_policy::{HostPath, host_path};
 use msrgate_tests::machine::Backend;
 use msrgate_tests::on_each_backend;
 use msrgate_tests::skip::say;
+
+use crate::probe;
 
 on_each_backend!(host_path_reads_as_the_guest, host_path_writes_as_the_guest);
 
@@ -36,12 +38,6 @@ fn same(access: Access) -> impl Iterator<Item = MsrIndex> {
     let all = WINDOWS.into_iter().flat_map(|(first, last)| first..=last);
     all.map(MsrIndex)
         .filter(move |&index| host_path(index, access) == HostPath::Same)
-}
-
-fn probe<B: Backend>() -> Option<Probe<B::Vm>> {
-    let memory = guest_memory(2 << 20).unwrap();
-    let vm = B::vm(&memory)?.unwrap();
-    Some(Probe::new(vm, &memory).unwrap())
 }
 
 fn host_path_reads_as_the_guest<B: Backend>() {

@@ -204,9 +204,9 @@ impl<R: Recorder> Gate<R> {
         Outcome::Shadow
     }
 
-    /// The host path does not say whether KVM knows the MSR that it refuses.
+    /// The host path does not say why it refuses. What a policy forwards, KVM knows.
     fn refused(&self) -> Action {
-        self.image.defaults().unknown.action
+        self.image.defaults().invalid.action
     }
 }
 
@@ -353,9 +353,9 @@ mod tests {
         }
     }
 
-    fn gate(action: Action, unknown: Action) -> Gate<Vec<Event>> {
+    fn gate(action: Action, invalid: Action) -> Gate<Vec<Event>> {
         let mut image = Image::new(Defaults {
-            unknown: Rule::quiet(unknown),
+            invalid: Rule::quiet(invalid),
             ..Defaults::ALLOW
         });
         for access in Access::ALL {
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_access_that_the_host_refuses_is_unknown() {
+    fn forwarded_access_that_the_host_refuses_is_invalid() {
         let mut gate = gate(Action::Allow, Action::Value(1));
         let answer = gate.service(&rdmsr(ExitReason::FILTER), &mut Host(None));
         assert_eq!(answer, Some(VmEntry::CompleteRdmsr(Ok(1))));

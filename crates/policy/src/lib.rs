@@ -3,6 +3,7 @@
 //! * [`compile`]: text in, [`Compiled`] out: the filter, the exit reasons, the image of the answers.
 //! * [`compile_with`]: the same for a policy that includes others, or names a program's handlers.
 //! * [`Compiled::deciders`], [`Compiled::segments`]: which rule decides an access, and what is written about all of them.
+//! * [`Compiled::explain`]: what a guest sees of one access, and every decision on the way.
 //! * [`Diagnostic`]: what is wrong with the text, where, and what to write instead. Many per run.
 //! * [`Surface`]: what a VM makes of every MSR, as a document that can be compared.
 //!
@@ -27,6 +28,7 @@ mod ast;
 mod compile;
 mod diagnostic;
 mod diff;
+mod explain;
 mod filter;
 mod forward;
 mod include;
@@ -43,6 +45,10 @@ pub use ast::{Selector, SelectorKind};
 pub use compile::{Compiled, Decider, Options, compile, compile_with};
 pub use diagnostic::{Diagnostic, Label, Severity};
 pub use diff::{Msrs, PolicyDifference};
+pub use explain::{
+    Authority, Explanation, HostSteps, Instruction, KvmAnswer, KvmAnswers, NotTried, Sees, Stage,
+    Step,
+};
 pub use forward::{HostPath, host_path};
 pub use include::Load;
 pub use learn::{Answered, LearnError, Learned, Observations, TraceDifference};
