@@ -3,6 +3,9 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use msrgate_core::{
     DescriptorTable, ExitReason, ExitReasons, Gate, Kick, MsrFilter, MsrIndex, Vcpu, VcpuId, Vm,
@@ -11,6 +14,7 @@ use msrgate_core::{
 use msrgate_kvm::{Irqchip, Kvm, KvmVm};
 use msrgate_machine::{GuestSaw, Probe, ProbeError, Seen, guest_memory};
 use msrgate_soft::{SoftVm, SystemConfig};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const EFER: MsrIndex = MsrIndex(0xc000_0080);
 const KERNEL_GS_BASE: MsrIndex = MsrIndex(0xc000_0102);
@@ -41,9 +45,12 @@ on_each_backend!(
 );
 
 fn soft() -> Probe<SoftVm> {
-    let memory = guest_memory(2 << 20).unwrap();
-    let vm = SoftVm::new(&memory, SystemConfig::default()).unwrap();
-    Probe::new(vm, &memory).unwrap()
+    soft_on(&guest_memory(2 << 20).unwrap())
+}
+
+fn soft_on(memory: &GuestMemoryMmap) -> Probe<SoftVm> {
+    let vm = SoftVm::new(memory, SystemConfig::default()).unwrap();
+    Probe::new(vm, memory).unwrap()
 }
 
 fn kvm() -> Option<Probe<KvmVm>> {
@@ -170,4 +177,32 @@ fn what_the_guest_reads_is_what_the_host_reads<V: Vm>(mut probe: Probe<V>) {
         }
     }
     assert!(compared > 100, "{compared}");
+}
+
+#[test]
+fn access_that_does_not_come_back_is_given_up() {
+    /// JMP to itself.
+    const LOOP: [u8; 2] = [0xeb, 0xfe];
+    /// The page with the probe's code.
+    const CODE: std::ops::Range<u64> = 0x1000..0x2000;
+    let memory = guest_memory(2 << 20).unwrap();
+    let mut probe = soft_on(&memory);
+    for address in CODE.step_by(LOOP.len()) {
+        memory.write_slice(&LOOP, GuestAddress(address)).unwrap();
+    }
+    let kicker = probe.vcpu().kicker();
+    let (given_up, waits) = mpsc::channel();
+    let kicks = thread::spawn(move || {
+        while waits.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+            kicker.kick();
+        }
+    });
+    let error = probe.rdmsr(EFER).unwrap_err();
+    given_up.send(()).unwrap();
+    kicks.join().unwrap();
+    let interrupted = VmExit::Interrupted;
+    assert!(
+        matches!(error, ProbeError::Ended { exit } if exit == interrupted),
+        "{error}"
+    );
 }
