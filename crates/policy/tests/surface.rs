@@ -3,6 +3,7 @@
 
 use msrgate_core::{ExitReason, MsrIndex, msr_names};
 use msrgate_policy::{Difference, Side, Surface, SurfaceHost, SurfaceMsr, Tried, Window};
+use proptest::prelude::*;
 
 fn window(first: u32, last: u32) -> Window {
     Window {
@@ -365,4 +366,80 @@ fn line_of_any_msr_fits_into_80_columns() {
 fn reason_of_an_exit_is_what_came_of_the_access() {
     assert_eq!(Tried::from(ExitReason::UNKNOWN), Tried::Unknown);
     assert_eq!(Tried::from(ExitReason::INVAL), Tried::Invalid);
+}
+
+/// MSRs below this number are made up.
+const END: u32 = 24;
+
+fn any_surface() -> impl Strategy<Value = Surface> {
+    let outcome = prop_oneof![
+        (0..2u64).prop_map(Some),
+        Just(None) // invalid
+    ];
+    let msrs = proptest::collection::btree_map(0..END, (outcome, any::<bool>()), 0..16);
+    let windows = proptest::collection::vec((0..END, 0..6u32), 0..5);
+    (windows, msrs).prop_map(|(windows, msrs)| {
+        let windows = windows
+            .iter()
+            .map(|&(first, count)| window(first, first + count));
+        let windows = Window::merge(windows.collect());
+        let is_in = |index: u32| {
+            windows
+                .iter()
+                .any(|window| (window.first.0..=window.last.0).contains(&index))
+        };
+        let msrs = msrs.into_iter().filter(|&(index, _)| is_in(index));
+        let msrs = msrs.map(|(index, (read, volatile))| match read {
+            Some(read) => {
+                let mut msr = value(index, read);
+                msr.volatile = volatile;
+                msr
+            }
+            None => refused(index, Tried::Invalid),
+        });
+        Surface {
+            msrs: msrs.collect(),
+            windows,
+            ..surface(&[], Vec::new())
+        }
+    })
+}
+
+/// What one surface says of one MSR, found the slow way.
+fn said(surface: &Surface, index: u32) -> Option<(Tried, Option<u64>, bool)> {
+    let holds = |window: &&Window| (window.first.0..=window.last.0).contains(&index);
+    surface.windows.iter().find(holds)?;
+    let msr = surface.msrs.iter().find(|msr| msr.index.0 == index);
+    Some(msr.map_or((Tried::Unknown, None, false), |msr| {
+        (msr.read, msr.value, msr.volatile)
+    }))
+}
+
+fn differs(one: &Surface, other: &Surface, index: u32) -> bool {
+    match (said(one, index), said(other, index)) {
+        (Some(one), Some(other)) => one.0 != other.0 || one.1 != other.1 && !one.2 && !other.2,
+        (one, other) => one.is_some() != other.is_some(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn differences_are_those_that_are_found_msr_by_msr(one in any_surface(), other in any_surface()) {
+        let differences = Surface::compare(&one, &other);
+        let mut told: Vec<u32> = differences
+            .iter()
+            .flat_map(|difference| difference.first.0..=difference.last.0)
+            .collect();
+        told.sort_unstable();
+        let found: Vec<u32> = (0..END + 8).filter(|&index| differs(&one, &other, index)).collect();
+        prop_assert_eq!(told, found);
+        let mut turned = Surface::compare(&other, &one);
+        turned.iter_mut().for_each(|difference| difference.sides.reverse());
+        prop_assert_eq!(differences, turned);
+    }
+
+    #[test]
+    fn document_reads_as_it_was_written(surface in any_surface()) {
+        prop_assert_eq!(Surface::parse(&surface.to_json()).unwrap(), surface);
+    }
 }
