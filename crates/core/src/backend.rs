@@ -55,6 +55,17 @@ pub trait Vcpu {
     /// As for [`Vcpu::run`].
     fn complete(&mut self, entry: VmEntry) -> Result<(), RunError>;
 
+    /// From now on, what the backend does by itself is told too: each RDMSR and WRMSR that leaves the guest for no
+    /// [`ExitReason`](crate::ExitReason) is an exit of its own, [`VmExit::Native`], once it is done.
+    ///
+    /// # Errors
+    /// The backend cannot tell.
+    fn observe_msrs(&mut self) -> Result<(), VmError> {
+        Err(VmError::Unsupported {
+            what: "exit for what it does by itself",
+        })
+    }
+
     /// A handle with which another thread makes [`Vcpu::run`] come back.
     fn kicker(&self) -> Self::Kicker;
 

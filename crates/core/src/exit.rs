@@ -72,6 +72,9 @@ pub enum VmExit {
         /// Why KVM did not do it by itself.
         reason: ExitReason,
     },
+    /// RDMSR or WRMSR that needs no answer: only of a vCPU that is [observed](crate::Vcpu::observe_msrs). Go
+    /// on with [`VmEntry::Run`].
+    Native(NativeAccess),
     /// One element of IN or INS. Answer with [`VmEntry::CompleteIoIn`].
     IoIn {
         /// Port number.
@@ -165,6 +168,21 @@ impl VmExit {
             _ => matches!(entry, VmEntry::Run),
         }
     }
+}
+
+/// An MSR access that the backend did, or made #GP, by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NativeAccess {
+    /// Which register.
+    pub index: MsrIndex,
+    /// In which direction.
+    pub access: Access,
+    /// What was written, or what was read (0 where that is #GP).
+    pub value: u64,
+    /// Whether it was done.
+    pub answer: Result<(), Gp>,
+    /// Where the instruction is; the vCPU is behind it, or in its #GP.
+    pub rip: u64,
 }
 
 /// How the vCPU goes on: the answer to its last [`VmExit`].

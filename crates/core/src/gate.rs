@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::{
-    Access, Action, Event, ExitReason, Gp, HandlerId, Image, MsrIndex, Outcome, Shadow, Vcpu,
-    VcpuId, VmEntry, VmError, VmExit,
+    Access, Action, Event, ExitReason, Gp, HandlerId, Image, MsrIndex, NativeAccess, Outcome,
+    Shadow, Vcpu, VcpuId, VmEntry, VmError, VmExit,
 };
 
 /// Answers the MSR accesses of one vCPU.
@@ -65,11 +65,15 @@ impl<R: Recorder> Gate<R> {
         self
     }
 
-    /// Answers `exit` if it is an MSR access: the entry goes into the vCPU's next run. `None`: the exit
+    /// Answers `exit` if it is an MSR access, or takes note of one that needs no answer: the entry goes into the vCPU's next run. `None`: the exit
     /// is somebody else's.
     ///
     /// `host` is asked only where the policy lets KVM do what its filter denied.
     pub fn service(&mut self, exit: &VmExit, host: &mut impl HostMsrs) -> Option<VmEntry> {
+        if let VmExit::Native(native) = exit {
+            self.recorder.record(&self.native_event(native));
+            return Some(VmEntry::Run);
+        }
         let (index, access, reason) = exit.msr_access()?;
         let rule = self.image.rule(index, access, reason);
         let answer = match *exit {
@@ -111,6 +115,22 @@ impl<R: Recorder> Gate<R> {
     #[must_use]
     pub fn into_recorder(self) -> R {
         self.recorder
+    }
+
+    fn native_event(&self, native: &NativeAccess) -> Event {
+        Event {
+            vcpu: self.vcpu,
+            index: native.index,
+            access: native.access,
+            reason: ExitReason::NONE,
+            rip: Some(native.rip),
+            value: native.value,
+            outcome: match native.answer {
+                Ok(()) => Outcome::Native,
+                Err(Gp) => Outcome::Fault,
+            },
+            log: false,
+        }
     }
 
     fn read(
@@ -438,6 +458,36 @@ mod tests {
         let mut gate = gate(Action::Allow, Action::Allow);
         let answer = gate.service(&rdmsr(ExitReason::UNKNOWN), &mut Host(Some(1)));
         assert_eq!(answer, Some(VmEntry::CompleteRdmsr(Err(Gp))));
+    }
+
+    #[test]
+    fn native_access_is_recorded_and_needs_no_answer() {
+        let mut gate = gate(Action::Fault, Action::Fault);
+        for answer in [Ok(()), Err(Gp)] {
+            let native = VmExit::Native(NativeAccess {
+                index: INDEX,
+                access: Access::Write,
+                value: 7,
+                answer,
+                rip: 0x1000,
+            });
+            assert_eq!(gate.service(&native, &mut Host(None)), Some(VmEntry::Run));
+        }
+        let expected = Event {
+            vcpu: VcpuId(3),
+            index: INDEX,
+            access: Access::Write,
+            reason: ExitReason::NONE,
+            rip: Some(0x1000),
+            value: 7,
+            outcome: Outcome::Native,
+            log: false,
+        };
+        let faulted = Event {
+            outcome: Outcome::Fault,
+            ..expected
+        };
+        assert_eq!(gate.into_recorder(), [expected, faulted]);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub use completion::PendingCompletion;
 pub use disposition::{Disposition, Emulation, UnknownMsrs};
 pub use errno::Errno;
 pub use event::{Event, Outcome, VcpuId};
-pub use exit::{Exception, Gp, VmEntry, VmExit};
+pub use exit::{Exception, Gp, NativeAccess, VmEntry, VmExit};
 pub use filter::{
     Decision, DecisionSource, DefaultAction, FilterError, FilterRange, MAX_BITMAP_BYTES, MAX_MSRS,
     MAX_RANGES, MsrFilter, RangeFlags, Verdict,

@@ -109,6 +109,11 @@ impl Vcpu for SoftVcpu {
         Ok(())
     }
 
+    fn observe_msrs(&mut self) -> Result<(), VmError> {
+        self.engine.is_observed = true;
+        Ok(())
+    }
+
     fn kicker(&self) -> Kicker {
         self.kicker.clone()
     }

@@ -2,12 +2,13 @@
 //!
 //! It speaks core's [`VmEntry`] and [`VmExit`]; the run page and the ioctls are in [`crate::ioctl`].
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use msrgate_core::{
-    Access, Disposition, Emulation, Errno, FilterReader, Gp, MsrIndex, PendingCompletion, RunError,
-    VmEntry, VmExit,
+    Access, Disposition, Emulation, Errno, FilterReader, Gp, MsrIndex, NativeAccess,
+    PendingCompletion, RunError, VmEntry, VmExit,
 };
 use msrgate_x86::{Config, Cpu, CpuidLeaf, Stop};
 
@@ -37,6 +38,10 @@ pub(crate) struct Engine {
     pending: PendingCompletion,
     /// Decoded code may have changed under the processor since it ran last.
     foreign_writes: bool,
+    /// What is done here is an exit too ([`VmExit::Native`]).
+    pub(crate) is_observed: bool,
+    /// A single step ended behind an exit that needs no answer.
+    step_is_due: bool,
     /// HLT waits for an interrupt.
     pub(crate) halted: bool,
     /// The vCPU has run: its model cannot change any more.
@@ -71,6 +76,8 @@ impl Engine {
             generation: vm.memory.generation(),
             pending: PendingCompletion::default(),
             foreign_writes: false,
+            is_observed: false,
+            step_is_due: false,
             halted: false,
             has_run: false,
             debug_dr6: 0,
@@ -109,7 +116,8 @@ impl Engine {
     /// `entry` is no answer to the exit, which goes on waiting.
     pub(crate) fn complete(&mut self, entry: VmEntry) -> Result<Option<VmExit>, RunError> {
         let Some(exit) = self.pending.take(entry)? else {
-            return Ok(None);
+            let step_is_due = mem::take(&mut self.step_is_due);
+            return Ok(step_is_due.then(|| self.single_step_exit()));
         };
         let done = match entry {
             VmEntry::CompleteRdmsr(answer) => {
@@ -299,8 +307,9 @@ impl Engine {
             Disposition::Native => Ok(value),
             Disposition::InjectGp => Err(Gp),
         };
+        let native = self.observed(index, Access::Read, value, answer.map(drop));
         self.cpu.complete_rdmsr(answer);
-        self.after_native(answer.is_ok())
+        self.after_native(answer.is_ok(), native)
     }
 
     /// WRMSR, likewise. There is no way around the filter, not even for `IA32_TSC_DEADLINE`.
@@ -323,13 +332,37 @@ impl Engine {
             Disposition::Native => Ok(()),
             Disposition::InjectGp => Err(Gp),
         };
+        let native = self.observed(index, Access::Write, value, answer);
         self.cpu.complete_wrmsr(answer);
-        self.after_native(answer.is_ok())
+        self.after_native(answer.is_ok(), native)
     }
 
-    /// An MSR access that nobody outside hears of has retired or raised #GP.
-    fn after_native(&mut self, retired: bool) -> Option<VmExit> {
-        (retired && self.cpu.config().single_step).then(|| self.single_step_exit())
+    /// What is to be told of an access that is about to complete here.
+    #[inline]
+    fn observed(
+        &self,
+        index: MsrIndex,
+        access: Access,
+        value: u64,
+        answer: Result<(), Gp>,
+    ) -> Option<VmExit> {
+        self.is_observed.then(|| {
+            VmExit::Native(NativeAccess {
+                index,
+                access,
+                value,
+                answer,
+                rip: self.cpu.registers().rip,
+            })
+        })
+    }
+
+    /// An MSR access that needs no answer has retired or raised #GP.
+    #[inline]
+    fn after_native(&mut self, retired: bool, native: Option<VmExit>) -> Option<VmExit> {
+        let step = retired && self.cpu.config().single_step;
+        self.step_is_due = step && native.is_some();
+        native.or_else(|| step.then(|| self.single_step_exit()))
     }
 
     fn single_step_exit(&mut self) -> VmExit {
@@ -385,5 +418,46 @@ fn emulation<T>(answer: Result<T, Refusal>) -> Emulation {
         Ok(_) => Emulation::Done,
         Err(Refusal::Unknown) => Emulation::Unknown,
         Err(Refusal::Invalid) => Emulation::Invalid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+    use crate::vm::SystemConfig;
+    use kvm_bindings::kvm_userspace_memory_region;
+    use vm_memory::{MmapRegion, VolatileMemory};
+
+    #[test]
+    fn single_step_ends_behind_the_exit_of_an_observed_access() {
+        // rdmsr at the reset vector; ECX is 0 (IA32_P5_MC_ADDR).
+        let ram = MmapRegion::<()>::new(0x1000).unwrap();
+        ram.get_slice(0xff0, 2).unwrap().copy_from(&[0x0f_u8, 0x32]);
+        let memory = Memory::default();
+        memory
+            .set_slot(&kvm_userspace_memory_region {
+                guest_phys_addr: 0xffff_f000,
+                memory_size: 0x1000,
+                userspace_addr: ram.as_ptr().expose_provenance() as u64,
+                ..kvm_userspace_memory_region::default()
+            })
+            .unwrap();
+        let vm = VmState::new(SystemConfig::default(), memory);
+        let mut engine = Engine::new(Arc::new(vm), 0);
+        engine.cpu.set_config(Config {
+            single_step: true,
+            ..engine.cpu.config().clone()
+        });
+        engine.is_observed = true;
+        let exit = engine.run(SLICE, |_| None).unwrap();
+        assert!(matches!(exit, VmExit::Native(_)), "{exit:?}");
+        let step = engine.complete(VmEntry::Run).unwrap();
+        let expected = VmExit::Debug {
+            exception: 1,
+            pc: 0xffff_fff2,
+        };
+        assert_eq!(step, Some(expected));
+        assert_eq!(engine.complete(VmEntry::Run), Ok(None));
     }
 }
