@@ -6,6 +6,9 @@
 mod backend;
 mod check;
 mod console;
+mod diff;
+mod learn;
+mod observe;
 mod output;
 mod policy;
 mod report;
@@ -14,9 +17,11 @@ mod surface;
 mod tally;
 mod wrap;
 
+use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 
+use anstyle::{AnsiColor, Style};
 use clap::{Parser, Subcommand};
 
 /// Decide what every MSR access of a virtual machine does.
@@ -28,15 +33,18 @@ struct Cli {
 }
 
 const EXIT_STATUS: &str = "\
-Exit status: 0 done; 1 with --strict, the guest did what the policy forbids;
-2 a usage or operating error. `wrap`: the program's own.";
+Exit status: 0 done; 1 with --strict, the guest did what the policy forbids, or
+what was compared differs; 2 a usage or operating error. `wrap`: the program's
+own.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
     Check(check::Args),
     Wrap(wrap::Args),
+    Learn(learn::Args),
     Surface(surface::Args),
+    Diff(diff::Args),
 }
 
 /// How a verb ended, where nothing went wrong.
@@ -46,6 +54,8 @@ pub(crate) enum Status {
     Done,
     /// The guest did what the policy forbids: exit status 1.
     Forbidden,
+    /// What was compared differs: exit status 1.
+    Different,
 }
 
 fn main() -> ExitCode {
@@ -54,11 +64,13 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Wrap(args) => wrap::run(&args),
+        Command::Learn(args) => learn::run(&args),
         Command::Surface(args) => surface::run(&args),
+        Command::Diff(args) => diff::run(&args),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,
-        Ok(Status::Forbidden) => ExitCode::from(1),
+        Ok(Status::Forbidden | Status::Different) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             anstream::eprintln!("{ERROR}error:{ERROR:#} {error:#}");
@@ -68,8 +80,13 @@ fn main() -> ExitCode {
 }
 
 /// The colour of clap's own "error:".
-const ERROR: clap::builder::styling::Style =
-    clap::builder::styling::AnsiColor::Red.on_default().bold();
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+
+/// Something that whoever uses the result ought to know.
+pub(crate) fn warn(message: impl Display) {
+    const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+    anstream::eprintln!("{WARNING}warning:{WARNING:#} {message}");
+}
 
 /// Whoever read the output has gone away: nothing is wrong.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -24,25 +24,40 @@ pub(crate) fn compile_file(path: &Path) -> anyhow::Result<Compiled> {
 /// The same for a program that has handlers. What the policy includes is read from files.
 pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::Result<Compiled> {
     let name = path.display().to_string();
-    let text = read(path).with_context(|| format!("cannot read the policy {name}"))?;
+    let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
+    let (sources, compiled) = compile_from(&name, file, options)?;
+    draw(&sources, &compiled.warnings);
+    Ok(compiled)
+}
+
+/// The same for a policy that was opened before, without its warnings.
+pub(crate) fn compile_from(
+    name: &str,
+    file: impl Read,
+    options: &Options<'_>,
+) -> anyhow::Result<(Sources, Compiled)> {
+    let text = read(file).with_context(|| format!("cannot read the policy {name}"))?;
     let options = Options {
         load: Some(&load),
         ..*options
     };
-    compile_text(&name, &text, &options)
+    compile_text(name, &text, &options)
 }
 
 /// Compiles the policy `text`, which is known as `name`, and includes nothing.
 pub(crate) fn compile_source(name: &str, text: &str) -> anyhow::Result<Compiled> {
-    compile_text(name, text, &Options::default())
+    let (sources, compiled) = compile_text(name, text, &Options::default())?;
+    draw(&sources, &compiled.warnings);
+    Ok(compiled)
 }
 
-fn compile_text(name: &str, text: &str, options: &Options<'_>) -> anyhow::Result<Compiled> {
+fn compile_text(
+    name: &str,
+    text: &str,
+    options: &Options<'_>,
+) -> anyhow::Result<(Sources, Compiled)> {
     match compile_with(name, text, options) {
-        (sources, Ok(compiled)) => {
-            draw(&sources, &compiled.warnings);
-            Ok(compiled)
-        }
+        (sources, Ok(compiled)) => Ok((sources, compiled)),
         (sources, Err(diagnostics)) => {
             draw(&sources, &diagnostics);
             let count = diagnostics
@@ -58,7 +73,9 @@ fn compile_text(name: &str, text: &str, options: &Options<'_>) -> anyhow::Result
 /// Reads a file that another one, `from`, includes as `path`.
 fn load(from: &str, path: &str) -> Result<Source, String> {
     let path = Path::new(from).parent().unwrap_or(Path::new("")).join(path);
-    let text = read(&path).map_err(|error| error.to_string())?;
+    let text = File::open(&path)
+        .and_then(read)
+        .map_err(|error| error.to_string())?;
     Ok(Source {
         name: short(&path).display().to_string(),
         text,
@@ -81,18 +98,17 @@ fn short(path: &Path) -> PathBuf {
     short
 }
 
-fn read(path: &Path) -> io::Result<String> {
+fn read(file: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
-    File::open(path)?
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(io::Error::other("longer than 16 MiB"));
     }
     String::from_utf8(bytes).map_err(|_| io::Error::other("not a text (UTF-8)"))
 }
 
-fn draw(sources: &Sources, diagnostics: &[Diagnostic]) {
+/// Shows what is wrong with a policy.
+pub(crate) fn draw(sources: &Sources, diagnostics: &[Diagnostic]) {
     // Fails only when something else has set the hook, which then draws just as well.
     let _ = miette::set_hook(Box::new(|_| {
         Box::new(MietteHandlerOpts::new().width(80).build())

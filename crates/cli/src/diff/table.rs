@@ -1,0 +1,179 @@
+//! Differences as a table of at most 80 columns, or as JSON.
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use msrgate_core::MsrIndex;
+use serde::Serialize;
+
+use super::name;
+
+const BOLD: Style = Style::new().bold();
+const OLD: Style = AnsiColor::Red.on_default();
+const NEW: Style = AnsiColor::Green.on_default();
+/// Columns of a line.
+const WIDTH: usize = 80;
+/// Columns before what has no room beside its MSR.
+const INDENT: usize = 4;
+
+/// One difference.
+pub(super) struct Row {
+    pub(super) subject: Subject,
+    /// `read`, `write` or `both`.
+    pub(super) access: &'static str,
+    /// What is so in the one, and what in the other.
+    pub(super) sides: [String; 2],
+}
+
+/// What a difference is about.
+pub(super) enum Subject {
+    /// A key of a policy's defaults, and what it is about.
+    Default(&'static str, &'static str),
+    /// MSRs that stand next to each other.
+    Msrs { first: MsrIndex, last: MsrIndex },
+}
+
+impl Subject {
+    fn name(&self) -> String {
+        match *self {
+            Self::Default(_, about) => about.to_owned(),
+            Self::Msrs { first, last } => name(first, last).unwrap_or_else(|| "-".to_owned()),
+        }
+    }
+
+    fn index(&self) -> String {
+        match *self {
+            Self::Default(..) => "-".to_owned(),
+            Self::Msrs { first, last } if first == last => first.to_string(),
+            Self::Msrs { first, last } => format!("{first}..={last}"),
+        }
+    }
+}
+
+/// The first `most` of `rows`, and how many there are.
+pub(super) fn write(out: &mut dyn Write, kind: &str, rows: &[Row], most: usize) -> io::Result<()> {
+    let shown = &rows[..rows.len().min(most)];
+    let names: Vec<String> = shown.iter().map(|row| row.subject.name()).collect();
+    let indices: Vec<String> = shown.iter().map(|row| row.subject.index()).collect();
+    let width = |texts: &[String], title: &str| {
+        let longest = texts.iter().map(String::len).max().unwrap_or(0);
+        longest.max(title.len())
+    };
+    let (name_width, index_width) = (width(&names, "MSR"), width(&indices, "INDEX"));
+    if !shown.is_empty() {
+        writeln!(
+            out,
+            "{BOLD}{:name_width$}  {:index_width$}  ACCESS  A → B{BOLD:#}",
+            "MSR", "INDEX"
+        )?;
+    }
+    for (row, (name, index)) in shown.iter().zip(names.iter().zip(&indices)) {
+        let access = row.access;
+        write!(out, "{name:name_width$}  {index:index_width$}  {access}")?;
+        write_sides(out, row, name_width + index_width + 4)?;
+    }
+    if !shown.is_empty() {
+        writeln!(out)?;
+    }
+    writeln!(out, "{}", summary(kind, rows.len(), shown.len()))
+}
+
+/// What differs, behind the direction, which is in `column`, if there is room, or below it.
+fn write_sides(out: &mut dyn Write, row: &Row, column: usize) -> io::Result<()> {
+    let [a, b] = &row.sides;
+    let both = a.len() + " → ".chars().count() + b.len();
+    if column + "ACCESS  ".len() + both <= WIDTH {
+        let gap = "ACCESS  ".len() - row.access.len();
+        writeln!(out, "{:gap$}{OLD}{a}{OLD:#} → {NEW}{b}{NEW:#}", "")
+    } else if INDENT + both <= WIDTH {
+        writeln!(out, "\n{:INDENT$}{OLD}{a}{OLD:#} → {NEW}{b}{NEW:#}", "")
+    } else {
+        writeln!(out)?;
+        write_wrapped(out, "  ", a, OLD)?;
+        write_wrapped(out, "→ ", b, NEW)
+    }
+}
+
+/// On as many lines as it takes.
+fn write_wrapped(out: &mut dyn Write, mark: &str, text: &str, style: Style) -> io::Result<()> {
+    let mut line = String::new();
+    let mut mark = mark;
+    for word in text.split(' ') {
+        if !line.is_empty() && INDENT + 2 + line.len() + 1 + word.len() > WIDTH {
+            writeln!(out, "{:INDENT$}{mark}{style}{line}{style:#}", "")?;
+            line.clear();
+            mark = "  ";
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    writeln!(out, "{:INDENT$}{mark}{style}{line}{style:#}", "")
+}
+
+fn summary(kind: &str, count: usize, shown: usize) -> String {
+    match (count, count - shown) {
+        (0, _) => format!("The {kind} do not differ."),
+        (1, _) => format!("The {kind} differ in 1 place."),
+        (count, 0) => format!("The {kind} differ in {count} places."),
+        (count, more) => {
+            format!("The {kind} differ in {count} places; --all shows the other {more} too.")
+        }
+    }
+}
+
+/// Counts up when a key changes its meaning or goes away.
+const JSON_VERSION: u32 = 1;
+
+/// All differences.
+pub(super) fn write_json(
+    out: &mut dyn Write,
+    kind: &'static str,
+    rows: &[Row],
+) -> anyhow::Result<()> {
+    let json = Json {
+        version: JSON_VERSION,
+        kind,
+        differences: rows.iter().map(JsonDifference::of).collect(),
+    };
+    serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    version: u32,
+    kind: &'static str,
+    differences: Vec<JsonDifference<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonDifference<'a> {
+    default: Option<&'static str>,
+    first: Option<String>,
+    last: Option<String>,
+    name: Option<&'static str>,
+    access: &'static str,
+    a: &'a str,
+    b: &'a str,
+}
+
+impl<'a> JsonDifference<'a> {
+    fn of(row: &'a Row) -> Self {
+        let (default, msrs) = match row.subject {
+            Subject::Default(key, _) => (Some(key), None),
+            Subject::Msrs { first, last } => (None, Some((first, last))),
+        };
+        Self {
+            default,
+            first: msrs.map(|(first, _)| first.to_string()),
+            last: msrs.map(|(_, last)| last.to_string()),
+            name: msrs.and_then(|(first, _)| first.name()),
+            access: row.access,
+            a: &row.sides[0],
+            b: &row.sides[1],
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A trace as observations: what the guest did, what the trace cannot show, and what is wrong with it.
+
+use std::io::Read;
+
+use anyhow::Context;
+use msrgate_policy::{Compiled, Observations, Options, Source, compile_with};
+use msrgate_trace::{Facts, Observation, PolicySource, Reader, Summary};
+
+use crate::warn;
+
+/// What policies may call the handlers of this program.
+pub(crate) const HANDLERS: &[&str] = &["host"];
+
+/// A trace that was read.
+pub(crate) struct Trace {
+    pub(crate) observations: Observations,
+    /// Which accesses it can show.
+    pub(crate) observation: Option<Observation>,
+}
+
+/// Reads a whole trace, which is called `name`, and warns of what is missing in it.
+pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> {
+    let mut reader = Reader::new(input).with_context(|| name.to_owned())?;
+    let facts = reader.header().facts.clone();
+    let policies = policies(name, &facts);
+    let mut observations = Observations::default();
+    for timed in &mut reader {
+        let timed = timed.with_context(|| name.to_owned())?;
+        observations.observe(&timed.event, &policies);
+    }
+    match facts.observation {
+        Some(Observation::Native | Observation::Tracepoint) => {}
+        Some(Observation::Filter) => observations.miss_what_cannot_be_forwarded(&policies),
+        _ => observations.miss_what_kvm_did(&policies),
+    }
+    warn_of_gaps(name, reader.summary());
+    Ok(Trace {
+        observations,
+        observation: facts.observation,
+    })
+}
+
+/// The policies that were in force.
+fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
+    let load = |_: &str, path: &str| {
+        let found = facts.policies.iter().find(|policy| policy.name == path);
+        let found = found.ok_or_else(|| "the trace does not have it".to_owned())?;
+        Ok(Source {
+            name: found.name.clone(),
+            text: found.text.clone(),
+        })
+    };
+    let options = Options {
+        handlers: HANDLERS,
+        load: Some(&load),
+    };
+    let compiled = |policy: &PolicySource| {
+        let compiled = compile_with(&policy.name, &policy.text, &options).1;
+        if let Err(diagnostics) = &compiled {
+            let why = diagnostics.first().map_or("", |found| &found.message);
+            let policy = &policy.name;
+            warn(format!("{name}: its policy {policy} is passed over: {why}"));
+        }
+        compiled.ok()
+    };
+    facts.policies.iter().filter_map(compiled).collect()
+}
+
+fn warn_of_gaps(name: &str, summary: &Summary) {
+    if summary.is_torn {
+        warn(format!("{name} is torn: it is used as far as it goes"));
+    }
+    if let damaged @ 1.. = summary.damaged {
+        warn(format!("{name}: {damaged} damaged records are passed over"));
+    }
+    if let unknown @ 1.. = summary.unknown {
+        warn(format!(
+            "{name}: {unknown} records of a later version are passed over"
+        ));
+    }
+    if let lost @ 1.. = summary.lost() {
+        warn(format!(
+            "{name}: {lost} accesses were lost when it was written"
+        ));
+    }
+}
