@@ -53,17 +53,17 @@ pub(super) enum Writes {
 }
 
 /// Writes that do more than to set a register, although the value is the one that was read.
-const NOT_WRITTEN: &[(u32, u32, &str)] = &[
-    (0x79, 0x79, "loads microcode"),
-    (0x80b, 0x80b, "ends an interrupt"),
-    (0x830, 0x830, "sends an interrupt"),
-    (0x838, 0x838, "starts the APIC's timer"),
-    (0x83f, 0x83f, "sends an interrupt"),
-    (0x4000_0003, 0x4000_0003, "resets the VM"),
-    (0x4000_0070, 0x4000_0070, "ends an interrupt"),
-    (0x4000_0071, 0x4000_0071, "sends an interrupt"),
-    (0x4000_0084, 0x4000_0084, "ends a message"),
-    (0x4000_0105, 0x4000_0105, "reports a crash of the guest"),
+const NOT_WRITTEN: [(MsrIndex, &str); 10] = [
+    (MsrIndex(0x79), "loads microcode"),
+    (MsrIndex(0x80b), "ends an interrupt"),
+    (MsrIndex(0x830), "sends an interrupt"),
+    (MsrIndex(0x838), "starts the APIC's timer"),
+    (MsrIndex(0x83f), "sends an interrupt"),
+    (MsrIndex(0x4000_0003), "resets the VM"),
+    (MsrIndex(0x4000_0070), "ends an interrupt"),
+    (MsrIndex(0x4000_0071), "sends an interrupt"),
+    (MsrIndex(0x4000_0084), "ends a message"),
+    (MsrIndex(0x4000_0105), "reports a crash of the guest"),
 ];
 
 /// Tries the MSRs of `windows` on probes from `make`. What is unknown is left out.
@@ -110,10 +110,11 @@ struct Sweep<M> {
 impl<M: Fn() -> anyhow::Result<Box<dyn Prober>>> Sweep<M> {
     fn new(make: M) -> anyhow::Result<Self> {
         let mut probe = make()?;
+        let watchdog = Watchdog::new(probe.kicker());
         check(&mut *probe)?;
         Ok(Self {
-            watchdog: Watchdog::new(probe.kicker()),
             probe,
+            watchdog,
             make,
         })
     }
@@ -133,8 +134,8 @@ impl<M: Fn() -> anyhow::Result<Box<dyn Prober>>> Sweep<M> {
             Err(error) => {
                 self.probe = (self.make)()
                     .with_context(|| format!("after {} {index}: {error}", access.instruction()))?;
-                check(&mut *self.probe)?;
                 self.watchdog.watch(self.probe.kicker());
+                check(&mut *self.probe)?;
                 (Tried::Failed, None)
             }
         })
@@ -146,8 +147,8 @@ impl<M: Fn() -> anyhow::Result<Box<dyn Prober>>> Sweep<M> {
         if msr.value.is_none() {
             return Ok(());
         }
-        if let Some(why) = why_not_written(index) {
-            msr.not_written = Some(why.to_owned());
+        if let Some((_, why)) = NOT_WRITTEN.iter().find(|row| row.0 == index) {
+            msr.not_written = Some((*why).to_owned());
             return Ok(());
         }
         if let (_, Some(value)) = self.access(Access::Read, index, 0)? {
@@ -155,13 +156,6 @@ impl<M: Fn() -> anyhow::Result<Box<dyn Prober>>> Sweep<M> {
         }
         Ok(())
     }
-}
-
-fn why_not_written(index: MsrIndex) -> Option<&'static str> {
-    let row = NOT_WRITTEN
-        .iter()
-        .find(|row| (row.0..=row.1).contains(&index.0))?;
-    Some(row.2)
 }
 
 /// A guest that cannot read the register that says which mode it is in does not run.
@@ -314,6 +308,18 @@ mod tests {
         assert_eq!(writes, expected);
         assert_eq!(msrs[5].not_written.as_deref(), Some("loads microcode"));
         assert_eq!(made.get(), 3, "two ended");
+    }
+
+    #[test]
+    fn document_lists_what_is_not_written() {
+        let document = include_str!("../../../../docs/surface.md");
+        for (index, why) in NOT_WRITTEN {
+            let index = index.to_string();
+            let row = document
+                .lines()
+                .find(|row| row.contains(&index) && row.ends_with(&format!("| {why} |")));
+            assert!(row.is_some(), "{index} {why}");
+        }
     }
 
     #[test]
