@@ -157,6 +157,24 @@ fn every_prefix_of_a_document_is_refused() {
 }
 
 #[test]
+fn any_byte_can_be_any_other_without_a_panic() {
+    let text = surface(&[(0, 0x1fff)], vec![value(0x10, 1), value(0x11, 2)]).to_json();
+    let mut read = 0;
+    for at in 0..text.len() {
+        for byte in 0..=0x7f {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] = byte;
+            let changed = String::from_utf8(bytes).unwrap();
+            if let Ok(surface) = Surface::parse(&changed) {
+                assert_eq!(Surface::parse(&surface.to_json()).unwrap(), surface);
+                read += 1;
+            }
+        }
+    }
+    assert!(read > text.len(), "spaces and texts can be others");
+}
+
+#[test]
 fn contradictions_are_refused() {
     let entry = r#"{"index": "0x10", "read": "invalid"}"#;
     let twice = format!("{entry}, {entry}");
