@@ -137,8 +137,8 @@ fn trace_rows(a: &Trace, b: &Trace) -> Vec<Row> {
     if a.observations.sees_otherwise(&b.observations) {
         let word = |trace: &Trace| trace.observation.map_or("unknown", |it| it.word());
         warn(format!(
-            "the traces were made by different means ({} and {}): what KVM did by itself is compared only \
-             where both show it",
+            "one trace shows what the other cannot ({} and {}): what KVM did by itself is compared \
+             only where both show it",
             word(a),
             word(b)
         ));

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use msrgate_policy::{Compiled, Observations, Options, Source, compile_with};
 use msrgate_trace::{Facts, Observation, PolicySource, Reader, Summary};
 
@@ -10,6 +10,9 @@ use crate::warn;
 
 /// What policies may call the handlers of this program.
 pub(crate) const HANDLERS: &[&str] = &["host"];
+
+/// No guest changes between more policies than these, which are all looked at for each access.
+const MOST_POLICIES: usize = 64;
 
 /// A trace that was read.
 pub(crate) struct Trace {
@@ -22,6 +25,10 @@ pub(crate) struct Trace {
 pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> {
     let mut reader = Reader::new(input).with_context(|| name.to_owned())?;
     let facts = reader.header().facts.clone();
+    if facts.policies.len() > MOST_POLICIES {
+        let count = facts.policies.len();
+        bail!("{name} has {count} policies: at most {MOST_POLICIES} may be");
+    }
     let policies = policies(name, &facts);
     let mut observations = Observations::default();
     for timed in &mut reader {

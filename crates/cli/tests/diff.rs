@@ -150,7 +150,7 @@ fn what_a_trace_cannot_show_is_not_compared_and_told() {
     let output = diff(&[], &one, &other);
     assert_eq!(stdout(&output), "The traces do not differ.\n");
     assert!(
-        stderr(&output).contains("different means (native and deflected)"),
+        stderr(&output).contains("what the other cannot (native and deflected)"),
         "{}",
         stderr(&output)
     );

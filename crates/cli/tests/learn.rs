@@ -185,6 +185,25 @@ fn trace_of_what_left_the_guest_is_warned_of() {
 }
 
 #[test]
+fn trace_with_more_policies_than_a_guest_has_is_refused() {
+    let policy = |number: usize| PolicySource {
+        name: number.to_string(),
+        text: "version = 1\n".to_owned(),
+    };
+    let mut header = Header::default();
+    header.facts.policies = (0..65).map(policy).collect();
+    let mut bytes = Vec::new();
+    Writer::new(&mut bytes, &header).expect("memory").finish();
+    let output = learn(&[&file("learn-policies.msrtrace", &bytes)]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(
+        text.contains("has 65 policies: at most 64 may be"),
+        "{text}"
+    );
+}
+
+#[test]
 fn nothing_to_learn_from_is_an_error_of_one_line() {
     let nothing = native("learn-empty.msrtrace", &[]);
     let nothing = nothing.to_str().expect("UTF-8");

@@ -13,6 +13,7 @@ use crate::diagnostic::Diagnostic;
 use crate::forward::unobservable;
 use crate::source::Sources;
 
+mod action;
 mod choice;
 mod compare;
 mod count;
@@ -70,7 +71,7 @@ impl Observations {
     pub fn observe(&mut self, event: &Event, policies: &[Compiled]) {
         let seen = Seen {
             outcome: event.outcome,
-            action: action(event, policies),
+            action: kept(event, policies),
             is_unknown: event.reason == ExitReason::UNKNOWN,
         };
         self.add(event.index, event.access, seen, 1);
@@ -182,7 +183,7 @@ impl Observations {
 }
 
 /// What answers in the same way again.
-fn action(event: &Event, policies: &[Compiled]) -> Option<Action> {
+fn kept(event: &Event, policies: &[Compiled]) -> Option<Action> {
     let rule = |policy: &Compiled| policy.image.rule(event.index, event.access, event.reason);
     let mut kept = policies.iter().map(|policy| rule(policy).action);
     // A register that a policy keeps has its own #GP, such as for a bit that is not writable.

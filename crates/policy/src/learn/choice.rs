@@ -40,6 +40,13 @@ impl Choice {
             && !self.others.is_empty()
     }
 
+    /// No rule can say it beside what the other direction does.
+    fn give_up(&mut self) {
+        self.action = None;
+        let sum = self.others.entry(Outcome::Shadow).or_default();
+        *sum = sum.saturating_add(std::mem::take(&mut self.count));
+    }
+
     fn of(seen: &[(Seen, u64)], is_unseen: bool) -> Self {
         let mut counts: BTreeMap<Action, u64> = BTreeMap::new();
         for (seen, count) in seen {
@@ -85,7 +92,24 @@ pub(super) fn choose(observations: &Observations) -> Vec<Msr> {
         let is_unseen = observations.unseen.contains(&(index, access));
         msrs.entry(index).or_default()[access as usize] = Choice::of(&seen, is_unseen);
     }
-    msrs.into_iter().collect()
+    let mut msrs: Vec<Msr> = msrs.into_iter().collect();
+    msrs.iter_mut().for_each(|(_, choices)| pair(choices));
+    msrs
+}
+
+/// A register that the gate keeps is kept for both directions.
+fn pair(choices: &mut [Choice; 2]) {
+    for access in Access::ALL {
+        let [one, other] = [access as usize, 1 - access as usize];
+        let Some(shadow @ Action::Shadow(_)) = choices[one].action else {
+            continue;
+        };
+        match choices[other].action {
+            None => choices[other].action = Some(shadow),
+            Some(action) if action == shadow => {}
+            Some(_) => choices[one].give_up(),
+        }
+    }
 }
 
 /// The accesses of which `is` is true.

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use msrgate_core::{Action, MsrIndex};
 
 use super::Observations;
+use super::action::lines;
 use super::choice::{Choice, Msr};
 use super::count::{Counts, counted};
 
 /// Columns of a line.
-const WIDTH: usize = 80;
+pub(super) const WIDTH: usize = 80;
 /// As many neighbours are written as a range.
 const RANGE: usize = 3;
 /// Code that is longer than this has its comment above it.
@@ -38,7 +39,7 @@ pub(super) fn write(observations: &Observations, msrs: &[Msr], handlers: &[&str]
             heading = kind.heading();
             push_comment(&mut text, heading);
         }
-        push_rule(&mut text, &kind.lines(handlers), &msrs);
+        push_rule(&mut text, &lines(kind.actions, handlers), &msrs);
     }
     push_refused(
         &mut text,
@@ -98,20 +99,6 @@ impl Kind {
             (_, _, [true, _]) => "What KVM did, and was only written.",
         }
     }
-
-    /// The lines behind `msr`.
-    fn lines(self, handlers: &[&str]) -> Vec<(&'static str, String)> {
-        let toml = |action| toml(action, handlers);
-        match self.actions {
-            [Some(read), Some(write)] if read == write && !is_host(read, handlers) => {
-                vec![("both", toml(read))]
-            }
-            [read, write] => [("read", read), ("write", write)]
-                .into_iter()
-                .filter_map(|(key, action)| Some((key, toml(action?))))
-                .collect(),
-        }
-    }
 }
 
 fn kinds<'a>(msrs: &[&'a Msr]) -> BTreeMap<Kind, Vec<&'a Msr>> {
@@ -124,27 +111,8 @@ fn kinds<'a>(msrs: &[&'a Msr]) -> BTreeMap<Kind, Vec<&'a Msr>> {
     kinds
 }
 
-/// The value of the host's processor, which is only read.
-fn is_host(action: Action, handlers: &[&str]) -> bool {
-    matches!(action, Action::Handler(id) if handlers.get(usize::from(id.0)) == Some(&"host"))
-}
-
-fn toml(action: Action, handlers: &[&str]) -> String {
-    match action {
-        Action::Allow => "\"allow\"".to_owned(),
-        Action::Ignore => "\"ignore\"".to_owned(),
-        Action::Value(value) => format!("{{ value = {value:#x} }}"),
-        Action::Handler(_) if is_host(action, handlers) => "\"host\"".to_owned(),
-        Action::Handler(id) => {
-            let name = handlers.get(usize::from(id.0)).unwrap_or(&"");
-            format!("{{ handler = \"{}\" }}", name.escape_default())
-        }
-        _ => "\"fault\"".to_owned(),
-    }
-}
-
-fn push_rule(text: &mut String, lines: &[(&str, String)], msrs: &[&Msr]) {
-    let key = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+fn push_rule(text: &mut String, lines: &[String], msrs: &[&Msr]) {
+    let key = lines[0].find(" =").unwrap_or(0);
     text.push_str("[[rule]]\n");
     let elements = elements(msrs);
     if let [(element, counts)] = &elements[..] {
@@ -160,8 +128,8 @@ fn push_rule(text: &mut String, lines: &[(&str, String)], msrs: &[&Msr]) {
         }
         text.push_str("]\n");
     }
-    for (word, action) in lines {
-        text.push_str(&format!("{word:<key$} = {action}\n"));
+    for line in lines {
+        text.push_str(&format!("{line}\n"));
     }
 }
 
