@@ -7,6 +7,7 @@ mod backend;
 mod check;
 mod console;
 mod diff;
+mod explain;
 mod learn;
 mod observe;
 mod output;
@@ -41,6 +42,7 @@ own.";
 enum Command {
     Run(run::Args),
     Check(check::Args),
+    Explain(explain::Args),
     Wrap(wrap::Args),
     Learn(learn::Args),
     Surface(surface::Args),
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Wrap(args) => wrap::run(&args),
         Command::Learn(args) => learn::run(&args),
         Command::Surface(args) => surface::run(&args),

@@ -62,6 +62,15 @@ impl Compiled {
         deciders.sort_by_key(|decider| decider.selector.rank());
         deciders
     }
+
+    /// Where a default is written, if it is.
+    pub(crate) fn default_word(&self, name: &str) -> Option<Word> {
+        match name {
+            "known" => self.policy.known,
+            "unknown" => self.policy.unknown,
+            _ => self.policy.invalid,
+        }
+    }
 }
 
 impl fmt::Debug for Options<'_> {

@@ -47,6 +47,8 @@ pub enum KvmAnswer {
     Refused(ExitReason),
     /// The processor raises #GP before KVM is asked.
     Gp,
+    /// The VM does not survive it.
+    Ended,
     /// Nobody has tried.
     NotTried,
 }
@@ -170,6 +172,8 @@ pub enum Sees {
     Dropped,
     /// #GP(0) at the instruction.
     Gp,
+    /// Nothing more: its VM ends.
+    Ended,
     /// What KVM does; nobody has tried.
     Kvm,
     /// What the program's handler answers.
@@ -215,6 +219,7 @@ impl Compiled {
             (Some(Disposition::InjectGp), _) => Sees::Gp,
             (Some(Disposition::Native), Some(KvmAnswer::Value(value))) => Sees::Value(value),
             (Some(Disposition::Native), _) => Sees::Written,
+            (None, Some(KvmAnswer::Ended)) => Sees::Ended,
             (None, _) => Sees::Kvm,
         };
         explanation
@@ -226,7 +231,7 @@ impl Compiled {
             Some(KvmAnswer::Refused(ExitReason::UNKNOWN)) => Emulation::Unknown,
             Some(KvmAnswer::Refused(_)) => Emulation::Invalid,
             Some(KvmAnswer::Gp) => return Some(Disposition::InjectGp),
-            Some(KvmAnswer::NotTried) => return None,
+            Some(KvmAnswer::Ended | KvmAnswer::NotTried) => return None,
         };
         let verdict = explanation.decision.verdict;
         Some(Disposition::of(

@@ -9,6 +9,7 @@ use msrgate_core::{
 
 use super::{Authority, Explanation, HostSteps, Instruction, KvmAnswer, Sees};
 use crate::compile::{Compiled, Decider};
+use crate::forward::{HostPath, host_path as host_path_of};
 use crate::source::Sources;
 
 /// One station on the way of an access.
@@ -81,7 +82,7 @@ impl Explanation {
         let mut steps = vec![
             step(
                 Stage::Privilege,
-                "ring 0; elsewhere the processor raises #GP(0), and nobody is asked",
+                "ring 0; in other rings the processor itself raises #GP(0)",
             ),
             step(Stage::Exempt, self.exempt()),
             step(Stage::Filter, self.filter(compiled)),
@@ -94,18 +95,16 @@ impl Explanation {
         if let Some(text) = self.reason() {
             steps.push(step(Stage::Reason, text));
         }
-        self.rule(sources, &mut steps);
-        if let Some(host_path) = &self.host_path {
-            steps.extend(host_path.texts().map(|text| step(Stage::HostPath, text)));
-        }
-        steps.push(step(Stage::Result, self.sees.to_string()));
+        self.rule(compiled, sources, &mut steps);
+        self.forwarded(&mut steps);
+        steps.push(step(Stage::Result, self.result()));
         steps
     }
 
     fn exempt(&self) -> &'static str {
         match self.decision.source {
-            DecisionSource::Exempt => "yes: KVM never filters the x2APIC's MSRs, 0x800..=0x8ff",
-            _ => "no: only 0x800..=0x8ff, the x2APIC's MSRs, are never filtered",
+            DecisionSource::Exempt => "yes: the x2APIC's MSRs, 0x800..=0x8ff, are never filtered",
+            _ => "no: the filter is asked",
         }
     }
 
@@ -154,6 +153,7 @@ impl Explanation {
                 Instruction::Wrmsr(..) => "knows it, and refuses this value".to_owned(),
             },
             Some(KvmAnswer::Gp) => "is not asked: the processor itself refuses".to_owned(),
+            Some(KvmAnswer::Ended) => "does not survive it".to_owned(),
             Some(KvmAnswer::NotTried) => "has not been tried".to_owned(),
         }
     }
@@ -164,35 +164,64 @@ impl Explanation {
                 Some(format!("{reason}, which leaves the guest"))
             }
             (Some(Disposition::InjectGp), Some(KvmAnswer::Refused(reason))) => Some(format!(
-                "{reason}, which stays inside: the policy answers nothing else than #GP(0)"
+                "{reason}, which stays inside: the policy says #GP(0), as KVM does"
             )),
             _ => None,
         }
     }
 
-    fn rule(&self, sources: &Sources, steps: &mut Vec<Step>) {
+    fn rule(&self, compiled: &Compiled, sources: &Sources, steps: &mut Vec<Step>) {
         let Some(authority) = self.decider else {
             return;
         };
         let access = self.instruction.access();
-        let refused = self.decision.verdict == Verdict::Allow;
+        let mut beaten = self.beaten.iter();
         let text = match authority {
             Authority::Rule(decider) => written(&decider, sources),
-            Authority::Default(name, _) if self.beaten.is_empty() || refused => {
-                format!("none; defaults.{name}")
+            Authority::Default(default, _) => {
+                let word = compiled.default_word(default);
+                let place = word.map_or("not written".to_owned(), |word| {
+                    sources.place(word.span).to_string()
+                });
+                match beaten.next() {
+                    None => format!("none names it: defaults.{default} ({place})"),
+                    Some(first) => {
+                        let rule = written(first, sources);
+                        steps.push(step(Stage::Rule, format!("{rule} allows it")));
+                        format!("but KVM refuses: defaults.{default} ({place})")
+                    }
+                }
             }
-            Authority::Default(name, _) => format!("defaults.{name}"),
         };
         steps.push(step(Stage::Rule, text));
-        for beaten in &self.beaten {
-            let text = format!(
-                "{}: {}",
-                written(beaten, sources),
-                describe(beaten.rule, access)
-            );
-            steps.push(step(Stage::Beats, text));
+        for beaten in beaten {
+            let (rule, does) = (written(beaten, sources), describe(beaten.rule, access));
+            steps.push(step(Stage::Beats, format!("{rule}: {does}")));
         }
         steps.push(step(Stage::Action, describe(authority.rule(), access)));
+    }
+
+    /// What the guest sees; whose value it is, where that is not plain.
+    fn result(&self) -> String {
+        let is_native = self.disposition == Some(Disposition::Native);
+        match self.sees {
+            Sees::Value(value) if is_native => format!("{value:#x}, KVM's own value here"),
+            sees => sees.to_string(),
+        }
+    }
+
+    /// What the host path came to, and what is not quite the guest's own about it.
+    fn forwarded(&self, steps: &mut Vec<Step>) {
+        let Some(host_path) = &self.host_path else {
+            return;
+        };
+        steps.extend(host_path.texts().map(|text| step(Stage::HostPath, text)));
+        let instruction = self.instruction;
+        if let HostPath::Nearly(how) | HostPath::Differs(how) =
+            host_path_of(instruction.index(), instruction.access())
+        {
+            steps.push(step(Stage::HostPath, format!("note that it {how}")));
+        }
     }
 }
 
@@ -224,6 +253,7 @@ impl fmt::Display for Sees {
             Self::Kept(value) => write!(f, "kept, as {value:#x}"),
             Self::Dropped => f.write_str("dropped"),
             Self::Gp => f.write_str("#GP(0)"),
+            Self::Ended => f.write_str("the end of its VM"),
             Self::Kvm => f.write_str("what KVM makes of it"),
             Self::Handler => f.write_str("what the program's handler answers"),
         }
@@ -248,9 +278,9 @@ fn describe(rule: Rule, access: Access) -> String {
         (Action::Allow | Action::Mask(_), Access::Write)
         | (Action::Allow | Action::Writable(_), Access::Read) => "KVM does it".to_owned(),
         (Action::Fault, _) => "#GP(0)".to_owned(),
-        (Action::Ignore, Access::Read) => "0".to_owned(),
+        (Action::Ignore, Access::Read) => "reads 0".to_owned(),
         (Action::Ignore | Action::Value(_), Access::Write) => "the value is dropped".to_owned(),
-        (Action::Value(value), Access::Read) => format!("{value:#x}"),
+        (Action::Value(value), Access::Read) => format!("reads {value:#x}"),
         (Action::Mask(mask), Access::Read) => {
             let (replaced, ones) = (mask.replaced, mask.ones);
             format!("KVM's own value, but the bits {replaced:#x} read as {ones:#x}")
