@@ -11,10 +11,10 @@ use super::count::{Counts, counted};
 
 /// Columns of a line.
 pub(super) const WIDTH: usize = 80;
-/// As many neighbours are written as a range.
-const RANGE: usize = 3;
-/// Code that is longer than this has its comment above it.
-const LONG: usize = 50;
+/// Columns between code and the words of its comment.
+const COMMENT: usize = "    # ".len();
+/// As many neighbours are written as a range. Fewer are easier to read one by one.
+const RANGE: usize = 5;
 /// Lines about what stays refused.
 const MOST_REFUSED: usize = 100;
 
@@ -120,11 +120,20 @@ fn push_rule(text: &mut String, lines: &[String], msrs: &[&Msr]) {
         push_line(text, &code, code.len(), &counts.to_string());
     } else {
         text.push_str("msr = [\n");
-        let code = |element: &str| format!("    {element},");
-        let lengths = elements.iter().map(|(element, _)| code(element).len());
-        let column = lengths.filter(|&length| length <= LONG).max().unwrap_or(0);
-        for (element, counts) in &elements {
-            push_line(text, &code(element), column, &counts.to_string());
+        let rows: Vec<(String, String)> = elements
+            .iter()
+            .map(|(element, counts)| (format!("    {element},"), counts.to_string()))
+            .collect();
+        let longest = rows
+            .iter()
+            .map(|(_, counts)| counts.len())
+            .max()
+            .unwrap_or(0);
+        let room = (WIDTH - COMMENT).saturating_sub(longest);
+        let lengths = rows.iter().map(|(code, _)| code.len());
+        let column = lengths.filter(|&length| length <= room).max().unwrap_or(0);
+        for (code, counts) in &rows {
+            push_line(text, code, column, counts);
         }
         text.push_str("]\n");
     }
@@ -203,7 +212,7 @@ fn push_refused(text: &mut String, msrs: &[&Msr], heading: &str, is: fn(&Choice)
 
 /// `code`, and the comment behind it, in `column` if there is room, or above it if there is none at all.
 fn push_line(text: &mut String, code: &str, column: usize, comment: &str) {
-    let fits = |column: usize| code.len() <= column && column + 6 + comment.len() <= WIDTH;
+    let fits = |column| code.len() <= column && column + COMMENT + comment.len() <= WIDTH;
     if comment.is_empty() {
         text.push_str(code);
     } else if let Some(column) = [column, code.len()]
