@@ -1,60 +1,54 @@
 //! The engine: answers the MSR accesses that leave a guest as its policy says.
 //!
-//! A [`Gate`] belongs to one vCPU and is called between two of its runs. It takes no lock and allocates
-//! nothing; what it did goes as an [`Event`] to a [`Recorder`]. It decides nothing about what leaves
-//! the guest: that is the filter's part.
+//! A [`Gate`] belongs to one vCPU and is called between two of its runs; [`Gates`] is what the gates of a VM have in
+//! common. A gate takes no lock and allocates nothing; what it did goes as an [`Event`] to a [`Recorder`]. It decides
+//! nothing about what leaves the guest: that is the filter's part.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
+use crate::image::Entry;
+use crate::shadow::{VcpuShadows, VmShadows};
+use crate::storm::StormGuard;
 use crate::{
-    Access, Action, Event, ExitReason, Gp, HandlerId, Image, MsrIndex, NativeAccess, Outcome,
-    Shadow, Vcpu, VcpuId, VmEntry, VmError, VmExit,
+    Access, Action, Event, ExitReason, Gp, HandlerId, HostMsrs, Image, MsrHandler, MsrIndex,
+    NativeAccess, Outcome, Recorder, Scope, Shadow, VcpuId, VmEntry, VmExit,
 };
 
-/// Answers the MSR accesses of one vCPU.
+/// What the gates of one VM have in common: the image, the program's handlers, and the registers that are kept per VM.
+/// A clone is another name for the same.
+///
+/// A policy is replaced while vCPUs run by making new `Gates` once, and by each vCPU's thread switching to them when it
+/// comes to it. Registers that both images keep are the same registers, so nothing is lost in between.
 ///
 /// ```
-/// use std::sync::Arc;
-/// use msrgate_core::*;
+/// # use std::sync::Arc;
+/// # use msrgate_core::*;
+/// # fn image() -> Image { Image::new(Defaults::ALLOW) }
+/// let gates = Gates::new(Arc::new(image()));
+/// let mut vcpus = [0, 1].map(|id| gates.gate(VcpuId(id), ()));
 ///
-/// # struct Nobody;
-/// # impl HostMsrs for Nobody {
-/// #     fn get_msr(&self, _: MsrIndex) -> Result<Option<u64>, VmError> { Ok(None) }
-/// #     fn set_msr(&mut self, _: MsrIndex, _: u64) -> Result<bool, VmError> { Ok(false) }
-/// # }
-/// # let mut vcpu = Nobody;
-/// let mut image = Image::new(Defaults::ALLOW);
-/// let index = MsrIndex(0x8b);
-/// image.set(index, index, Access::Read, Rule::quiet(Action::Value(0x42)))?;
-/// let mut gate = Gate::new(VcpuId(0), Arc::new(image), Vec::new());
-///
-/// let exit = VmExit::Rdmsr { index, reason: ExitReason::FILTER };
-/// let entry = gate.service(&exit, &mut vcpu);
-/// assert_eq!(entry, Some(VmEntry::CompleteRdmsr(Ok(0x42))));
-/// assert_eq!(gate.recorder()[0].outcome, Outcome::Value);
-/// # Ok::<(), ImageError>(())
+/// let gates = gates.replaced(Arc::new(image()));
+/// for gate in &mut vcpus {
+///     gate.switch(&gates);
+/// }
 /// ```
-pub struct Gate<R> {
-    vcpu: VcpuId,
+#[derive(Clone)]
+pub struct Gates {
     image: Arc<Image>,
     handlers: Arc<[Arc<dyn MsrHandler>]>,
-    /// By [`Image::shadow`]; `None` until the guest writes it.
-    shadows: Vec<Option<u64>>,
-    recorder: R,
+    shadows: VmShadows,
 }
 
-impl<R: Recorder> Gate<R> {
-    /// A gate that answers for `vcpu` from `image`.
+impl Gates {
+    /// What gates that answer from `image` have in common; all registers begin at their reset.
     #[must_use]
-    pub fn new(vcpu: VcpuId, image: Arc<Image>, recorder: R) -> Self {
+    pub fn new(image: Arc<Image>) -> Self {
         Self {
-            vcpu,
-            shadows: alloc::vec![None; image.shadow_count()],
-            image,
+            shadows: VmShadows::new(&image),
             handlers: Arc::new([]),
-            recorder,
+            image,
         }
     }
 
@@ -65,20 +59,134 @@ impl<R: Recorder> Gate<R> {
         self
     }
 
-    /// Answers `exit` if it is an MSR access, or takes note of one that needs no answer: the entry goes into the vCPU's next run. `None`: the exit
-    /// is somebody else's.
+    /// A gate that answers for `vcpu`.
+    #[must_use]
+    pub fn gate<R: Recorder>(&self, vcpu: VcpuId, recorder: R) -> Gate<R> {
+        Gate {
+            vcpu,
+            shadows: VcpuShadows::new(&self.image),
+            storm: StormGuard::new(&self.image),
+            vm: self.clone(),
+            recorder,
+        }
+    }
+
+    /// The same VM with another image. A register that is kept per VM by both is one register; others begin at their
+    /// reset. Make it once for a VM and let all gates [switch](Gate::switch) to it.
+    #[must_use]
+    pub fn replaced(&self, image: Arc<Image>) -> Self {
+        Self {
+            shadows: self.shadows.moved(&self.image, &image),
+            handlers: Arc::clone(&self.handlers),
+            image,
+        }
+    }
+
+    /// What the answers come from.
+    #[must_use]
+    pub const fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    fn handler(&self, id: HandlerId) -> Option<&dyn MsrHandler> {
+        Some(self.handlers.get(usize::from(id.0))?.as_ref())
+    }
+}
+
+impl fmt::Debug for Gates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gates")
+            .field("shadows", &self.shadows)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answers the MSR accesses of one vCPU.
+///
+/// ```
+/// use std::sync::Arc;
+/// use msrgate_core::*;
+///
+/// /// Reads as the number of the vCPU.
+/// struct Number;
+///
+/// impl MsrHandler for Number {
+///     fn rdmsr(&self, vcpu: VcpuId, _index: MsrIndex) -> Result<u64, Gp> { Ok(vcpu.0.into()) }
+///     fn wrmsr(&self, _: VcpuId, _: MsrIndex, _: u64) -> Result<(), Gp> { Err(Gp) }
+/// }
+///
+/// # struct Nobody;
+/// # impl HostMsrs for Nobody {
+/// #     fn get_msr(&self, _: MsrIndex) -> Result<Option<u64>, VmError> { Ok(None) }
+/// #     fn set_msr(&mut self, _: MsrIndex, _: u64) -> Result<bool, VmError> { Ok(false) }
+/// # }
+/// # let mut vcpu = Nobody;
+/// let [kept, number] = [0xc001_1020, 0x4b56_4d99].map(MsrIndex);
+/// let shadow = Action::Shadow(Shadow {
+///     scope: Scope::Vcpu,
+///     reset: 0x10,
+///     writable: Writable { bits: 0xff, on_violation: OnViolation::Ignore },
+/// });
+/// let mut image = Image::new(Defaults::ALLOW);
+/// for access in Access::ALL {
+///     image.set(kept, kept, access, Rule::quiet(shadow))?;
+///     image.set(number, number, access, Rule::quiet(Action::Handler(HandlerId(0))))?;
+/// }
+/// let mut gate = Gate::new(VcpuId(3), Arc::new(image), Vec::new())
+///     .with_handlers(Arc::new([Arc::new(Number)]));
+///
+/// let reason = ExitReason::FILTER;
+/// let rdmsr = |index| VmExit::Rdmsr { index, reason };
+/// let wrmsr = VmExit::Wrmsr { index: kept, value: 0x1234, reason };
+/// let entries = [rdmsr(number), rdmsr(kept), wrmsr, rdmsr(kept)]
+///     .map(|exit| gate.service(&exit, &mut vcpu).unwrap());
+/// assert_eq!(entries, [
+///     VmEntry::CompleteRdmsr(Ok(3)),
+///     VmEntry::CompleteRdmsr(Ok(0x10)),
+///     VmEntry::CompleteWrmsr(Ok(())),
+///     VmEntry::CompleteRdmsr(Ok(0x34)),
+/// ]);
+/// assert_eq!(gate.recorder()[0].outcome, Outcome::Handled);
+/// # Ok::<(), ImageError>(())
+/// ```
+pub struct Gate<R> {
+    vcpu: VcpuId,
+    vm: Gates,
+    shadows: VcpuShadows,
+    storm: StormGuard,
+    recorder: R,
+}
+
+impl<R: Recorder> Gate<R> {
+    /// The gate of a VM with one vCPU. Gates of more are made by [`Gates::gate`].
+    #[must_use]
+    pub fn new(vcpu: VcpuId, image: Arc<Image>, recorder: R) -> Self {
+        Gates::new(image).gate(vcpu, recorder)
+    }
+
+    /// Answers with these where the policy names a handler.
+    #[must_use]
+    pub fn with_handlers(mut self, handlers: Arc<[Arc<dyn MsrHandler>]>) -> Self {
+        self.vm.handlers = handlers;
+        self
+    }
+
+    /// Answers `exit` if it is an MSR access, or takes note of one that needs no answer: the entry goes into the
+    /// vCPU's next run. `None`: the exit is somebody else's.
     ///
     /// `host` is asked only where the policy lets KVM do what its filter denied.
     pub fn service(&mut self, exit: &VmExit, host: &mut impl HostMsrs) -> Option<VmEntry> {
+        self.storm.served(None);
         if let VmExit::Native(native) = exit {
             self.recorder.record(&self.native_event(native));
             return Some(VmEntry::Run);
         }
         let (index, access, reason) = exit.msr_access()?;
-        let rule = self.image.rule(index, access, reason);
+        let entry = *self.vm.image.entry(index, access, reason);
+        self.storm.served(entry.limit);
         let answer = match *exit {
-            VmExit::Wrmsr { value, .. } => self.write(index, value, reason, rule.action, host),
-            _ => self.read(index, reason, rule.action, host),
+            VmExit::Wrmsr { value, .. } => self.write(index, value, reason, &entry, host),
+            _ => self.read(index, reason, &entry, host),
         };
         self.recorder.record(&Event {
             vcpu: self.vcpu,
@@ -88,21 +196,44 @@ impl<R: Recorder> Gate<R> {
             rip: if R::WANTS_RIP { host.rip() } else { None },
             value: answer.value,
             outcome: answer.outcome,
-            log: rule.log,
+            log: entry.rule.log,
         });
         Some(answer.entry(access))
+    }
+
+    /// How long the vCPU shall wait before it goes on, because the access just served is one too many for the limit of
+    /// its rule. Call it after [`Gate::service`].
+    ///
+    /// A limit is of one vCPU; MSRs whose rules are equal have it together. A tenth of a second's accesses may come at
+    /// once, and no wait is longer than a second. The clock is read only if the access has a limit, and may jump.
+    pub fn throttle(&mut self, now_ns: impl FnOnce() -> u64) -> Option<Duration> {
+        self.storm.throttle(now_ns)
+    }
+
+    /// How often the vCPU had to wait.
+    #[must_use]
+    pub const fn throttled(&self) -> u64 {
+        self.storm.throttled()
     }
 
     /// What the answers come from.
     #[must_use]
     pub const fn image(&self) -> &Arc<Image> {
-        &self.image
+        self.vm.image()
     }
 
-    /// Answers from another image from now on. Replace the VM's filter too.
+    /// Answers from another image from now on, in a VM with one vCPU. Replace the VM's filter too.
     pub fn set_image(&mut self, image: Arc<Image>) {
-        self.shadows = alloc::vec![None; image.shadow_count()];
-        self.image = image;
+        let vm = self.vm.replaced(image);
+        self.switch(&vm);
+    }
+
+    /// Goes on as one of `gates`, which [replace](Gates::replaced) those that this gate was one of. A register that is
+    /// kept for this vCPU by both images keeps its value, others begin at their reset.
+    pub fn switch(&mut self, gates: &Gates) {
+        self.shadows = self.shadows.moved(&self.vm.image, &gates.image);
+        self.storm.set_image(&gates.image);
+        self.vm = gates.clone();
     }
 
     /// Where the events went.
@@ -137,26 +268,26 @@ impl<R: Recorder> Gate<R> {
         &self,
         index: MsrIndex,
         reason: ExitReason,
-        action: Action,
+        entry: &Entry,
         host: &impl HostMsrs,
     ) -> Answer {
-        match action {
+        match entry.rule.action {
             Action::Fault => Answer::FAULT,
             Action::Ignore => Answer::new(0, Outcome::Ignored),
             Action::Value(value) => Answer::new(value, Outcome::Value),
-            Action::Shadow(shadow) => Answer::new(self.shadow(index, shadow), Outcome::Shadow),
-            Action::Handler(id) => match self.handler(id).map(|it| it.rdmsr(self.vcpu, index)) {
+            Action::Shadow(shadow) => Answer::new(self.shadow(shadow, entry), Outcome::Shadow),
+            Action::Handler(id) => match self.vm.handler(id).map(|it| it.rdmsr(self.vcpu, index)) {
                 Some(Ok(value)) => Answer::new(value, Outcome::Handled),
                 _ => Answer::FAULT,
             },
             _ if reason != ExitReason::FILTER => Answer::FAULT,
-            Action::Allow | Action::Mask(_) | Action::Writable(_) => {
+            action @ (Action::Allow | Action::Mask(_) | Action::Writable(_)) => {
                 match (host.get_msr(index), action) {
                     (Ok(Some(value)), Action::Mask(mask)) => {
                         Answer::new(mask.apply(value), Outcome::Masked)
                     }
                     (Ok(Some(value)), _) => Answer::new(value, Outcome::Forwarded),
-                    _ => self.read(index, ExitReason::UNKNOWN, self.refused(), host),
+                    _ => self.read(index, ExitReason::INVAL, self.vm.image.refused(), host),
                 }
             }
         }
@@ -167,15 +298,22 @@ impl<R: Recorder> Gate<R> {
         index: MsrIndex,
         value: u64,
         reason: ExitReason,
-        action: Action,
+        entry: &Entry,
         host: &mut impl HostMsrs,
     ) -> Answer {
-        let outcome = match action {
+        let outcome = match entry.rule.action {
             Action::Fault => Outcome::Fault,
             Action::Ignore | Action::Value(_) => Outcome::Ignored,
-            Action::Shadow(shadow) => self.set_shadow(index, shadow, value),
+            Action::Shadow(shadow) => match self.set_shadow(shadow, entry, value) {
+                Some(()) => Outcome::Shadow,
+                None => Outcome::Fault,
+            },
             Action::Handler(id) => {
-                match self.handler(id).map(|it| it.wrmsr(self.vcpu, index, value)) {
+                match self
+                    .vm
+                    .handler(id)
+                    .map(|it| it.wrmsr(self.vcpu, index, value))
+                {
                     Some(Ok(())) => Outcome::Handled,
                     _ => Outcome::Fault,
                 }
@@ -183,50 +321,43 @@ impl<R: Recorder> Gate<R> {
             _ if reason != ExitReason::FILTER => Outcome::Fault,
             Action::Writable(writable) => {
                 let Ok(Some(current)) = host.get_msr(index) else {
-                    return self.write(index, value, ExitReason::UNKNOWN, self.refused(), host);
+                    return self.refused_write(index, value, host);
                 };
-                match writable
-                    .merge(current, value)
-                    .map(|merged| host.set_msr(index, merged))
-                {
+                let merged = writable.merge(current, value);
+                match merged.map(|merged| host.set_msr(index, merged)) {
                     Some(Ok(true)) => Outcome::Masked,
                     _ => Outcome::Fault,
                 }
             }
             Action::Allow | Action::Mask(_) => match host.set_msr(index, value) {
                 Ok(true) => Outcome::Forwarded,
-                _ => return self.write(index, value, ExitReason::UNKNOWN, self.refused(), host),
+                _ => return self.refused_write(index, value, host),
             },
         };
         Answer::new(value, outcome)
     }
 
-    fn handler(&self, id: HandlerId) -> Option<&dyn MsrHandler> {
-        Some(self.handlers.get(usize::from(id.0))?.as_ref())
+    #[cold]
+    fn refused_write(&mut self, index: MsrIndex, value: u64, host: &mut impl HostMsrs) -> Answer {
+        let refused = *self.vm.image.refused();
+        self.write(index, value, ExitReason::INVAL, &refused, host)
     }
 
-    fn shadow(&self, index: MsrIndex, shadow: Shadow) -> u64 {
-        let kept = self
-            .image
-            .shadow(index)
-            .and_then(|slot| self.shadows.get(slot));
-        kept.copied().flatten().unwrap_or(shadow.reset)
-    }
-
-    fn set_shadow(&mut self, index: MsrIndex, shadow: Shadow, value: u64) -> Outcome {
-        let Some(merged) = shadow.writable.merge(self.shadow(index, shadow), value) else {
-            return Outcome::Fault;
+    fn shadow(&self, shadow: Shadow, entry: &Entry) -> u64 {
+        let place = usize::from(entry.shadow);
+        let kept = match shadow.scope {
+            Scope::Vcpu => self.shadows.get(place),
+            Scope::Vm => self.vm.shadows.get(place),
         };
-        let slot = self.image.shadow(index);
-        if let Some(kept) = slot.and_then(|slot| self.shadows.get_mut(slot)) {
-            *kept = Some(merged);
-        }
-        Outcome::Shadow
+        kept.unwrap_or(shadow.reset)
     }
 
-    /// The host path does not say why it refuses. What a policy forwards, KVM knows.
-    fn refused(&self) -> Action {
-        self.image.defaults().invalid.action
+    fn set_shadow(&mut self, shadow: Shadow, entry: &Entry, value: u64) -> Option<()> {
+        let place = usize::from(entry.shadow);
+        match shadow.scope {
+            Scope::Vcpu => self.shadows.write(place, shadow.writable, value),
+            Scope::Vm => self.vm.shadows.write(place, shadow.writable, value),
+        }
     }
 }
 
@@ -236,98 +367,6 @@ impl<R: fmt::Debug> fmt::Debug for Gate<R> {
             .field("vcpu", &self.vcpu)
             .field("recorder", &self.recorder)
             .finish_non_exhaustive()
-    }
-}
-
-/// The host path to a vCPU's MSRs. Every [`Vcpu`] has it; somebody else's vCPU may have no more.
-pub trait HostMsrs {
-    /// `KVM_GET_MSRS` of one MSR: neither filtered nor deflected. `None` where KVM refuses.
-    ///
-    /// # Errors
-    /// The call itself failed.
-    fn get_msr(&self, index: MsrIndex) -> Result<Option<u64>, VmError>;
-
-    /// `KVM_SET_MSRS` of one MSR: whether KVM took it.
-    ///
-    /// # Errors
-    /// The call itself failed.
-    fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError>;
-
-    /// Where the vCPU is, if that can be known.
-    fn rip(&self) -> Option<u64> {
-        None
-    }
-}
-
-impl<V: Vcpu> HostMsrs for V {
-    fn get_msr(&self, index: MsrIndex) -> Result<Option<u64>, VmError> {
-        Vcpu::get_msr(self, index)
-    }
-
-    fn set_msr(&mut self, index: MsrIndex, value: u64) -> Result<bool, VmError> {
-        Vcpu::set_msr(self, index, value)
-    }
-
-    fn rip(&self) -> Option<u64> {
-        Some(self.registers().ok()?.rip)
-    }
-}
-
-/// A program's own code for some MSRs: what a policy calls by a name. It is called on the thread of the vCPU, between
-/// two of its runs, so it must not wait.
-pub trait MsrHandler: Send + Sync {
-    /// What RDMSR reads.
-    ///
-    /// # Errors
-    /// The guest gets #GP(0).
-    fn rdmsr(&self, vcpu: VcpuId, index: MsrIndex) -> Result<u64, Gp>;
-
-    /// What WRMSR does.
-    ///
-    /// # Errors
-    /// The guest gets #GP(0).
-    fn wrmsr(&self, vcpu: VcpuId, index: MsrIndex, value: u64) -> Result<(), Gp>;
-}
-
-/// Where events go. Called between two runs of a vCPU, so it must not wait.
-pub trait Recorder {
-    /// Whether events shall say where the instruction was: on the real KVM that is one more system call for each.
-    const WANTS_RIP: bool = false;
-
-    /// Takes one event.
-    fn record(&mut self, event: &Event);
-}
-
-/// Nobody wants to know.
-impl Recorder for () {
-    fn record(&mut self, _event: &Event) {}
-}
-
-/// Both get every event.
-impl<A: Recorder, B: Recorder> Recorder for (A, B) {
-    const WANTS_RIP: bool = A::WANTS_RIP || B::WANTS_RIP;
-
-    fn record(&mut self, event: &Event) {
-        self.0.record(event);
-        self.1.record(event);
-    }
-}
-
-/// For what is known when the program runs.
-impl<R: Recorder> Recorder for Option<R> {
-    const WANTS_RIP: bool = R::WANTS_RIP;
-
-    fn record(&mut self, event: &Event) {
-        if let Some(recorder) = self {
-            recorder.record(event);
-        }
-    }
-}
-
-/// Keeps every event: for guests that end.
-impl Recorder for Vec<Event> {
-    fn record(&mut self, event: &Event) {
-        self.push(*event);
     }
 }
 
@@ -350,150 +389,5 @@ impl Answer {
             Access::Read => VmEntry::CompleteRdmsr(if fault { Err(Gp) } else { Ok(self.value) }),
             Access::Write => VmEntry::CompleteWrmsr(if fault { Err(Gp) } else { Ok(()) }),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Defaults, Rule};
-
-    const INDEX: MsrIndex = MsrIndex(0x1a0);
-
-    /// A host that knows one value, or refuses everything.
-    struct Host(Option<u64>);
-
-    impl HostMsrs for Host {
-        fn get_msr(&self, _index: MsrIndex) -> Result<Option<u64>, VmError> {
-            Ok(self.0)
-        }
-
-        fn set_msr(&mut self, _index: MsrIndex, value: u64) -> Result<bool, VmError> {
-            Ok(self.0.replace(value).is_some())
-        }
-    }
-
-    fn gate(action: Action, invalid: Action) -> Gate<Vec<Event>> {
-        let mut image = Image::new(Defaults {
-            invalid: Rule::quiet(invalid),
-            ..Defaults::ALLOW
-        });
-        for access in Access::ALL {
-            image
-                .set(INDEX, INDEX, access, Rule::logged(action))
-                .unwrap();
-        }
-        Gate::new(VcpuId(3), Arc::new(image), Vec::new())
-    }
-
-    fn rdmsr(reason: ExitReason) -> VmExit {
-        VmExit::Rdmsr {
-            index: INDEX,
-            reason,
-        }
-    }
-
-    fn wrmsr(value: u64) -> VmExit {
-        VmExit::Wrmsr {
-            index: INDEX,
-            value,
-            reason: ExitReason::FILTER,
-        }
-    }
-
-    #[test]
-    fn each_action_answers_reads_and_writes() {
-        use VmEntry::{CompleteRdmsr, CompleteWrmsr};
-        let cases = [
-            (
-                Action::Fault,
-                CompleteRdmsr(Err(Gp)),
-                CompleteWrmsr(Err(Gp)),
-            ),
-            (Action::Ignore, CompleteRdmsr(Ok(0)), CompleteWrmsr(Ok(()))),
-            (
-                Action::Value(9),
-                CompleteRdmsr(Ok(9)),
-                CompleteWrmsr(Ok(())),
-            ),
-            (Action::Allow, CompleteRdmsr(Ok(5)), CompleteWrmsr(Ok(()))),
-        ];
-        for (action, read, write) in cases {
-            let mut gate = gate(action, Action::Fault);
-            let mut host = Host(Some(5));
-            let filter = rdmsr(ExitReason::FILTER);
-            assert_eq!(gate.service(&filter, &mut host), Some(read), "{action:?}");
-            assert_eq!(gate.service(&wrmsr(6), &mut host), Some(write));
-            let written = if action == Action::Allow { 6 } else { 5 };
-            assert_eq!(host.0, Some(written), "{action:?}");
-        }
-    }
-
-    #[test]
-    fn event_tells_who_what_and_what_became_of_it() {
-        let mut gate = gate(Action::Ignore, Action::Fault);
-        let _ = gate.service(&wrmsr(6), &mut Host(None));
-        let expected = Event {
-            vcpu: VcpuId(3),
-            index: INDEX,
-            access: Access::Write,
-            reason: ExitReason::FILTER,
-            rip: None,
-            value: 6,
-            outcome: Outcome::Ignored,
-            log: true,
-        };
-        assert_eq!(gate.into_recorder(), [expected]);
-    }
-
-    #[test]
-    fn forwarded_access_that_the_host_refuses_is_invalid() {
-        let mut gate = gate(Action::Allow, Action::Value(1));
-        let answer = gate.service(&rdmsr(ExitReason::FILTER), &mut Host(None));
-        assert_eq!(answer, Some(VmEntry::CompleteRdmsr(Ok(1))));
-    }
-
-    #[test]
-    fn access_that_kvm_refused_is_not_asked_again() {
-        let mut gate = gate(Action::Allow, Action::Allow);
-        let answer = gate.service(&rdmsr(ExitReason::UNKNOWN), &mut Host(Some(1)));
-        assert_eq!(answer, Some(VmEntry::CompleteRdmsr(Err(Gp))));
-    }
-
-    #[test]
-    fn native_access_is_recorded_and_needs_no_answer() {
-        let mut gate = gate(Action::Fault, Action::Fault);
-        for answer in [Ok(()), Err(Gp)] {
-            let native = VmExit::Native(NativeAccess {
-                index: INDEX,
-                access: Access::Write,
-                value: 7,
-                answer,
-                rip: 0x1000,
-            });
-            assert_eq!(gate.service(&native, &mut Host(None)), Some(VmEntry::Run));
-        }
-        let expected = Event {
-            vcpu: VcpuId(3),
-            index: INDEX,
-            access: Access::Write,
-            reason: ExitReason::NONE,
-            rip: Some(0x1000),
-            value: 7,
-            outcome: Outcome::Native,
-            log: false,
-        };
-        let faulted = Event {
-            outcome: Outcome::Fault,
-            ..expected
-        };
-        assert_eq!(gate.into_recorder(), [expected, faulted]);
-    }
-
-    #[test]
-    fn other_exits_are_left_alone() {
-        let mut gate = gate(Action::Fault, Action::Fault);
-        assert_eq!(gate.service(&VmExit::Hlt, &mut Host(None)), None);
-        assert!(gate.recorder().is_empty());
     }
 }

@@ -1,15 +1,18 @@
 //! A policy in the form that answers accesses: [`Image`], a [`Rule`] for each MSR and direction.
 //!
-//! Finding the rule of an access takes four dependent loads, however many rules there are. Which
-//! accesses reach an image is the filter's business; both are made from one policy.
+//! Finding the rule of an access takes five dependent loads, however many rules there are, and the rule is one
+//! cache line. Which accesses reach an image is the filter's business; both are made from one policy. An image
+//! says which registers are kept, but holds no value of theirs.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::{self, BTreeMap};
 use alloc::vec::Vec;
 use core::fmt;
+use core::num::NonZeroU32;
 
-use crate::{Access, Action, ExitReason, MsrIndex, Rule};
+use crate::tree::{MsrTree, Number};
+use crate::{Access, Action, ExitReason, MsrIndex, Rule, Scope};
 
-/// What happens to an MSR that no rule names.
+/// What happens to an MSR that no rule names. No register is kept for one: a [`Action::Shadow`] here keeps its reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Defaults {
     /// KVM has not been asked yet: the filter denies what no rule names.
@@ -29,43 +32,66 @@ impl Defaults {
     };
 }
 
-/// The number of a node or rule; 0 is the one that says "nothing here".
-type Number = u16;
-type Node = [Number; 256];
-/// The rules of 64 neighbours, for reads and for writes.
-type Leaf = [[Number; 2]; 64];
+/// How many registers an image can keep: 8 bytes each, for each vCPU or VM.
+pub const MAX_SHADOWS: usize = 8192;
 
 /// The rule of each MSR and direction.
 #[derive(Clone, Debug)]
 pub struct Image {
     defaults: Defaults,
-    /// By index bits 31:22, 21:14, 13:6 and 5:0.
-    root: Vec<Number>,
-    upper: Vec<Node>,
-    lower: Vec<Node>,
-    leaves: Vec<Leaf>,
-    /// By leaf: which 64 of the kept registers are its MSRs'; 0 where it has none.
-    blocks: Vec<Number>,
-    block_count: Number,
-    rules: Vec<Rule>,
-    numbers: BTreeMap<Rule, Number>,
+    tree: MsrTree,
+    /// The defaults, then each different entry.
+    entries: Vec<Entry>,
+    /// By [`Entry::rule`] and [`Entry::shadow`].
+    entry_numbers: BTreeMap<(Rule, Number), Number>,
+    shadow_places: BTreeMap<(Scope, MsrIndex), Number>,
+    shadow_counts: [Number; 2],
+    limits: Vec<NonZeroU32>,
+    limit_numbers: BTreeMap<Rule, Number>,
 }
+
+/// All that a gate must know to answer an access.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Entry {
+    pub(crate) rule: Rule,
+    /// The place of the kept register among those of its scope, or [`NO_SHADOW`].
+    pub(crate) shadow: Number,
+    /// The place of the rule's limit in [`Image::limits`].
+    pub(crate) limit: Option<Number>,
+}
+
+const NO_SHADOW: Number = Number::MAX;
+const MAX_RULES: usize = Number::MAX as usize + 1 - DEFAULTS;
+
+/// An entry is one cache line.
+const _: () = assert!(size_of::<Entry>() == 64);
+
+/// Where the defaults are among the entries.
+const KNOWN: usize = 0;
+const UNKNOWN: usize = 1;
+const INVALID: usize = 2;
+const DEFAULTS: usize = 3;
 
 impl Image {
     /// An image that names no MSR.
     #[must_use]
     pub fn new(defaults: Defaults) -> Self {
-        Self {
+        let mut image = Self {
             defaults,
-            root: alloc::vec![0; 1024],
-            upper: alloc::vec![[0; 256]],
-            lower: alloc::vec![[0; 256]],
-            leaves: alloc::vec![[[0; 2]; 64]],
-            blocks: alloc::vec![0],
-            block_count: 0,
-            rules: alloc::vec![Rule::ALLOW],
-            numbers: BTreeMap::new(),
+            tree: MsrTree::new(),
+            entries: Vec::new(),
+            entry_numbers: BTreeMap::new(),
+            shadow_places: BTreeMap::new(),
+            shadow_counts: [0; 2],
+            limits: Vec::new(),
+            limit_numbers: BTreeMap::new(),
+        };
+        for rule in [defaults.known, defaults.unknown, defaults.invalid] {
+            let entry = image.entry_of(rule, NO_SHADOW);
+            image.entries.push(entry);
         }
+        image
     }
 
     /// Gives the MSRs from `first` to `last` a rule for one direction, in place of what they had.
@@ -79,61 +105,30 @@ impl Image {
         access: Access,
         rule: Rule,
     ) -> Result<(), ImageError> {
-        let number = self.number(rule)?;
-        for page in first.0 / 64..=last.0 / 64 {
-            let leaf = self.leaf_mut(page)?;
-            if let Action::Shadow(_) = rule.action
-                && self.blocks[leaf] == 0
-            {
-                self.block_count += 1;
-                self.blocks[leaf] = self.block_count;
+        if let Action::Shadow(shadow) = rule.action {
+            for index in (first.0..=last.0).map(MsrIndex) {
+                let place = self.shadow_place(shadow.scope, index)?;
+                self.set_entry(index, index, access, rule, place)?;
             }
-            let start = first.0.saturating_sub(page * 64).min(63) as usize;
-            let end = (last.0 - page * 64).min(63) as usize;
-            for slot in &mut self.leaves[leaf][start..=end] {
-                slot[access as usize] = number;
-            }
+            return Ok(());
         }
-        Ok(())
+        self.set_entry(first, last, access, rule, NO_SHADOW)
     }
 
     /// The rule that names this access, if one does.
     #[must_use]
     pub fn named(&self, index: MsrIndex, access: Access) -> Option<Rule> {
-        let (leaf, slot) = self.place(index);
-        match self.leaves[leaf][slot][access as usize] {
-            0 => None,
-            number => Some(self.rules[usize::from(number)]),
+        match usize::from(self.tree.get(index, access)) {
+            KNOWN => None,
+            number => Some(self.entries[number].rule),
         }
-    }
-
-    /// Which of [`Image::shadow_count`] registers is kept for `index`, if its neighbours have any.
-    #[must_use]
-    pub fn shadow(&self, index: MsrIndex) -> Option<usize> {
-        let (leaf, slot) = self.place(index);
-        let block = usize::from(self.blocks[leaf]);
-        Some(block.checked_sub(1)? * 64 + slot)
-    }
-
-    /// Room for how many registers a gate must have.
-    #[must_use]
-    pub const fn shadow_count(&self) -> usize {
-        self.block_count as usize * 64
     }
 
     /// What an access that left the guest for `reason` is answered with: the rule that names it, or
     /// else the default. An allowed access that KVM refused is one of an MSR that no rule names.
     #[must_use]
     pub fn rule(&self, index: MsrIndex, access: Access, reason: ExitReason) -> Rule {
-        let named = self.named(index, access);
-        if reason == ExitReason::FILTER {
-            return named.unwrap_or(self.defaults.known);
-        }
-        match named {
-            Some(rule) if rule.action != Action::Allow => rule,
-            _ if reason == ExitReason::UNKNOWN => self.defaults.unknown,
-            _ => self.defaults.invalid,
-        }
+        self.entry(index, access, reason).rule
     }
 
     /// What happens to MSRs that no rule names.
@@ -142,63 +137,131 @@ impl Image {
         &self.defaults
     }
 
-    fn place(&self, index: MsrIndex) -> (usize, usize) {
-        let [top, upper, lower, slot] = digits(index.0);
-        let node = usize::from(self.root[top]);
-        let node = usize::from(self.upper[node][upper]);
-        (usize::from(self.lower[node][lower]), slot)
+    /// [`Image::rule`], and what the gate has for it.
+    #[inline]
+    pub(crate) fn entry(&self, index: MsrIndex, access: Access, reason: ExitReason) -> &Entry {
+        let number = usize::from(self.tree.get(index, access));
+        let named = &self.entries[number];
+        if reason == ExitReason::FILTER {
+            return named; // the first entry is the default
+        }
+        match named.rule.action {
+            Action::Allow => {}
+            _ if number == KNOWN => {}
+            _ => return named,
+        }
+        if reason == ExitReason::UNKNOWN {
+            &self.entries[UNKNOWN]
+        } else {
+            self.refused()
+        }
     }
 
-    fn number(&mut self, rule: Rule) -> Result<Number, ImageError> {
-        if let Some(&number) = self.numbers.get(&rule) {
+    /// What happens where KVM refuses an access. The host path does not say why; but what a policy forwards, KVM knows.
+    pub(crate) fn refused(&self) -> &Entry {
+        &self.entries[INVALID]
+    }
+
+    /// How many places the kept registers of a scope need.
+    pub(crate) const fn shadow_count(&self, scope: Scope) -> usize {
+        self.shadow_counts[scope as usize] as usize
+    }
+
+    /// The kept registers of a scope, each with its place and what it holds at first. Where reads and writes have
+    /// different rules, that of reads counts.
+    pub(crate) fn shadows(&self, scope: Scope) -> impl Iterator<Item = (MsrIndex, usize, u64)> {
+        let all = (scope, MsrIndex(0))..=(scope, MsrIndex(u32::MAX));
+        self.shadow_places
+            .range(all)
+            .filter_map(move |(&(_, index), &place)| {
+                let reset = self.reset(scope, index)?;
+                Some((index, usize::from(place), reset))
+            })
+    }
+
+    /// The place of a kept register among those of its scope.
+    pub(crate) fn shadow(&self, scope: Scope, index: MsrIndex) -> Option<usize> {
+        self.reset(scope, index)?;
+        let place = self.shadow_places.get(&(scope, index))?;
+        Some(usize::from(*place))
+    }
+
+    /// Accesses per second, by [`Entry::limit`].
+    pub(crate) fn limits(&self) -> &[NonZeroU32] {
+        &self.limits
+    }
+
+    /// What a kept register holds at first; `None` where rules that were set later keep none.
+    fn reset(&self, scope: Scope, index: MsrIndex) -> Option<u64> {
+        Access::ALL
+            .iter()
+            .find_map(|&access| match self.named(index, access)?.action {
+                Action::Shadow(shadow) if shadow.scope == scope => Some(shadow.reset),
+                _ => None,
+            })
+    }
+
+    fn set_entry(
+        &mut self,
+        first: MsrIndex,
+        last: MsrIndex,
+        access: Access,
+        rule: Rule,
+        shadow: Number,
+    ) -> Result<(), ImageError> {
+        let number = self.entry_number(rule, shadow)?;
+        self.tree
+            .set(first, last, access, number)
+            .ok_or(ImageError::TooManyMsrs)
+    }
+
+    fn entry_number(&mut self, rule: Rule, shadow: Number) -> Result<Number, ImageError> {
+        if let Some(&number) = self.entry_numbers.get(&(rule, shadow)) {
             return Ok(number);
         }
-        let number = append(&mut self.rules, rule).ok_or(ImageError::TooManyRules)?;
-        self.numbers.insert(rule, number);
+        let number = Number::try_from(self.entries.len()).map_err(|_| ImageError::TooManyRules)?;
+        let entry = self.entry_of(rule, shadow);
+        self.entries.push(entry);
+        self.entry_numbers.insert((rule, shadow), number);
         Ok(number)
     }
 
-    /// The leaf of 64 neighbours, made where there is none.
-    fn leaf_mut(&mut self, page: u32) -> Result<usize, ImageError> {
-        let [top, upper, lower, _] = digits(page * 64);
-        let node = child(&mut self.root[top], &mut self.upper, [0; 256])?;
-        let node = child(&mut self.upper[node][upper], &mut self.lower, [0; 256])?;
-        let leaf = child(&mut self.lower[node][lower], &mut self.leaves, [[0; 2]; 64])?;
-        self.blocks.resize(self.leaves.len(), 0);
-        Ok(leaf)
+    fn entry_of(&mut self, rule: Rule, shadow: Number) -> Entry {
+        let limit = rule.limit_per_second.map(|limit| {
+            *self.limit_numbers.entry(rule).or_insert_with(|| {
+                self.limits.push(limit);
+                Number::try_from(self.limits.len() - 1).expect("no more limits than entries")
+            })
+        });
+        Entry {
+            rule,
+            shadow,
+            limit,
+        }
     }
-}
 
-/// Where `index` is found at each level.
-const fn digits(index: u32) -> [usize; 4] {
-    [
-        (index >> 22) as usize,
-        (index >> 14 & 0xff) as usize,
-        (index >> 6 & 0xff) as usize,
-        (index & 0x3f) as usize,
-    ]
-}
-
-/// The node that `link` leads to, made where it leads nowhere.
-fn child<T>(link: &mut Number, nodes: &mut Vec<T>, empty: T) -> Result<usize, ImageError> {
-    if *link == 0 {
-        *link = append(nodes, empty).ok_or(ImageError::TooManyMsrs)?;
+    fn shadow_place(&mut self, scope: Scope, index: MsrIndex) -> Result<Number, ImageError> {
+        let is_full = self.shadow_places.len() == MAX_SHADOWS;
+        match self.shadow_places.entry((scope, index)) {
+            btree_map::Entry::Occupied(place) => Ok(*place.get()),
+            btree_map::Entry::Vacant(_) if is_full => Err(ImageError::TooManyShadows),
+            btree_map::Entry::Vacant(place) => {
+                let count = &mut self.shadow_counts[scope as usize];
+                *count += 1;
+                Ok(*place.insert(*count - 1))
+            }
+        }
     }
-    Ok(usize::from(*link))
-}
-
-fn append<T>(items: &mut Vec<T>, item: T) -> Option<Number> {
-    let number = Number::try_from(items.len()).ok()?;
-    items.push(item);
-    Some(number)
 }
 
 /// An image has no room for a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// More than 65,535 different rules.
+    /// More than 65,533 different rules; a kept register is one of its own.
     TooManyRules,
+    /// More than [`MAX_SHADOWS`] kept registers.
+    TooManyShadows,
     /// The MSRs lie in more than 65,535 groups of 64.
     TooManyMsrs,
 }
@@ -206,7 +269,8 @@ pub enum ImageError {
 impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooManyRules => write!(f, "more than {} different rules", Number::MAX),
+            Self::TooManyRules => write!(f, "more than {MAX_RULES} different rules"),
+            Self::TooManyShadows => write!(f, "more than {MAX_SHADOWS} registers to keep"),
             Self::TooManyMsrs => write!(f, "MSRs in more than {} groups of 64", Number::MAX),
         }
     }
@@ -217,6 +281,7 @@ impl core::error::Error for ImageError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{OnViolation, Shadow, Writable};
 
     const FAULT: Rule = Rule::quiet(Action::Fault);
 
@@ -228,33 +293,6 @@ mod tests {
                 .unwrap();
         }
         image
-    }
-
-    #[test]
-    fn range_across_leaves_names_its_ends_and_not_its_neighbours() {
-        let image = image(&[(0x3e, 0x4081, Access::Read, FAULT)]);
-        for index in [0x3e, 0x3f, 0x40, 0x4000, 0x4081] {
-            assert_eq!(
-                image.named(MsrIndex(index), Access::Read),
-                Some(FAULT),
-                "{index:#x}"
-            );
-            assert_eq!(image.named(MsrIndex(index), Access::Write), None);
-        }
-        for index in [0, 0x3d, 0x4082, 0x40_003e, u32::MAX] {
-            assert_eq!(
-                image.named(MsrIndex(index), Access::Read),
-                None,
-                "{index:#x}"
-            );
-        }
-    }
-
-    #[test]
-    fn last_index_can_be_named() {
-        let image = image(&[(u32::MAX, u32::MAX, Access::Write, FAULT)]);
-        assert_eq!(image.named(MsrIndex(u32::MAX), Access::Write), Some(FAULT));
-        assert_eq!(image.named(MsrIndex(u32::MAX - 1), Access::Write), None);
     }
 
     #[test]
@@ -296,13 +334,11 @@ mod tests {
     }
 
     #[test]
-    fn whole_index_space_is_refused_in_bounded_room() {
+    fn whole_index_space_is_refused() {
         let mut image = Image::new(Defaults::ALLOW);
-        let error = image
-            .set(MsrIndex(0), MsrIndex(u32::MAX), Access::Read, FAULT)
-            .unwrap_err();
-        assert_eq!(error, ImageError::TooManyMsrs);
-        assert!(image.leaves.len() <= 1 << 16);
+        let whole = (MsrIndex(0), MsrIndex(u32::MAX));
+        let error = image.set(whole.0, whole.1, Access::Read, FAULT);
+        assert_eq!(error, Err(ImageError::TooManyMsrs));
     }
 
     #[test]
@@ -317,10 +353,61 @@ mod tests {
                 Rule::quiet(Action::Value(value)),
             )
         };
-        for value in 0..65535 {
+        for value in 0..65533 {
             set(value).unwrap();
         }
-        assert_eq!(set(65535), Err(ImageError::TooManyRules));
+        assert_eq!(set(65533), Err(ImageError::TooManyRules));
         assert_eq!(set(5), Ok(()), "a rule that is known needs no room");
+    }
+
+    fn shadow(scope: Scope, reset: u64) -> Rule {
+        Rule::quiet(Action::Shadow(Shadow {
+            scope,
+            reset,
+            writable: Writable {
+                bits: u64::MAX,
+                on_violation: OnViolation::Fault,
+            },
+        }))
+    }
+
+    #[test]
+    fn register_is_kept_once_for_both_directions_and_per_scope() {
+        let image = image(&[
+            (0x10, 0x12, Access::Write, shadow(Scope::Vm, 1)),
+            (0x10, 0x11, Access::Read, shadow(Scope::Vm, 2)),
+            (0x12, 0x12, Access::Read, shadow(Scope::Vcpu, 3)),
+        ]);
+        let kept = |scope| image.shadows(scope).collect::<Vec<_>>();
+        let [first, second, third] = [0x10, 0x11, 0x12].map(MsrIndex);
+        assert_eq!(
+            kept(Scope::Vm),
+            [(first, 0, 2), (second, 1, 2), (third, 2, 1)]
+        );
+        assert_eq!(kept(Scope::Vcpu), [(third, 0, 3)]);
+        assert_eq!(image.shadow(Scope::Vm, second), Some(1));
+        assert_eq!(image.shadow(Scope::Vcpu, second), None);
+    }
+
+    #[test]
+    fn register_whose_rules_were_replaced_is_not_kept() {
+        let image = image(&[
+            (0x10, 0x10, Access::Read, shadow(Scope::Vm, 1)),
+            (0x10, 0x10, Access::Read, FAULT),
+        ]);
+        assert_eq!(image.shadows(Scope::Vm).count(), 0);
+        assert_eq!(image.shadow(Scope::Vm, MsrIndex(0x10)), None);
+    }
+
+    #[test]
+    fn more_registers_than_a_gate_shall_keep_are_refused() {
+        let mut image = Image::new(Defaults::ALLOW);
+        let rule = shadow(Scope::Vcpu, 0);
+        let whole = (MsrIndex(0), MsrIndex(u32::MAX));
+        let error = image.set(whole.0, whole.1, Access::Read, rule).unwrap_err();
+        assert_eq!(error, ImageError::TooManyShadows);
+        assert_eq!(image.shadows(Scope::Vcpu).count(), MAX_SHADOWS);
+        let last = MsrIndex(8191);
+        assert_eq!(image.set(last, last, Access::Write, rule), Ok(()));
     }
 }

@@ -44,15 +44,20 @@ mod event;
 mod exit;
 mod filter;
 mod gate;
+mod host;
 mod image;
 mod lookup;
 mod msr;
 mod names;
 mod permission;
 mod reason;
+mod recorder;
 mod registers;
 mod ring;
+mod shadow;
+mod storm;
 mod sync;
+mod tree;
 
 pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
 pub use action::{Action, HandlerId, Mask, OnViolation, Rule, Scope, Shadow, Writable};
@@ -68,8 +73,9 @@ pub use filter::{
     Decision, DecisionSource, DefaultAction, FilterError, FilterRange, MAX_BITMAP_BYTES, MAX_MSRS,
     MAX_RANGES, MsrFilter, RangeFlags, Verdict,
 };
-pub use gate::{Gate, HostMsrs, MsrHandler, Recorder};
-pub use image::{Defaults, Image, ImageError};
+pub use gate::{Gate, Gates};
+pub use host::{HostMsrs, MsrHandler};
+pub use image::{Defaults, Image, ImageError, MAX_SHADOWS};
 pub use lookup::Lookup;
 pub use msr::{Access, MsrIndex};
 pub use names::{MsrName, ParseMsrIndexError, Vendor, msr_names};
@@ -77,5 +83,6 @@ pub use permission::{
     Candidate, Desired, NotCandidate, PermissionBitmap, PermissionLayout, Vector,
 };
 pub use reason::{ExitReason, ExitReasons, UnknownExitReasons};
+pub use recorder::Recorder;
 pub use registers::{DescriptorTable, Registers, Segment, SystemRegisters};
 pub use ring::{EventConsumer, EventProducer, EventRing, Timed};

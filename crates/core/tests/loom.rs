@@ -1,4 +1,5 @@
-//! Every interleaving of a few replacements and checks, and of the two ends of a ring of events:
+//! Every interleaving of a few replacements and checks, of the two ends of a ring of events, and of writes to a
+//! register that vCPUs share:
 //! `RUSTFLAGS="--cfg loom" cargo test -p msrgate-core --test loom --release`.
 #![cfg(loom)]
 
@@ -6,8 +7,10 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
 use msrgate_core::{
-    Access, DefaultAction, Event, EventConsumer, EventRing, ExitReason, FilterCell, FilterRange,
-    FilterReader, MsrFilter, MsrIndex, Outcome, RangeFlags, Recorder, VcpuId, Verdict,
+    Access, Action, DefaultAction, Defaults, Event, EventConsumer, EventRing, ExitReason,
+    FilterCell, FilterRange, FilterReader, Gates, HostMsrs, Image, MsrFilter, MsrIndex,
+    OnViolation, Outcome, RangeFlags, Recorder, Rule, Scope, Shadow, VcpuId, Verdict, VmEntry,
+    VmError, VmExit, Writable,
 };
 
 /// The filter of generation `number` denies the MSRs 0x10 + number and 0x20 + number, and nothing else.
@@ -194,5 +197,70 @@ fn closed_ring_has_all_that_will_ever_come() {
             assert_eq!(next(&mut consumer), Some(1));
         }
         vcpu.join().unwrap();
+    });
+}
+
+/// Images that keep one register per VM, of which a write changes only one bit.
+fn shadow_image(bit: u32) -> std::sync::Arc<Image> {
+    let action = Action::Shadow(Shadow {
+        scope: Scope::Vm,
+        reset: 0,
+        writable: Writable {
+            bits: 1 << bit,
+            on_violation: OnViolation::Ignore,
+        },
+    });
+    let mut image = Image::new(Defaults::ALLOW);
+    for access in Access::ALL {
+        let set = image.set(MsrIndex(1), MsrIndex(1), access, Rule::quiet(action));
+        set.expect("one MSR fits");
+    }
+    image.into()
+}
+
+struct NoHost;
+
+impl HostMsrs for NoHost {
+    fn get_msr(&self, _index: MsrIndex) -> Result<Option<u64>, VmError> {
+        Ok(None)
+    }
+
+    fn set_msr(&mut self, _index: MsrIndex, _value: u64) -> Result<bool, VmError> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn two_vcpus_at_different_images_lose_no_bit_of_a_shared_register() {
+    const REASON: ExitReason = ExitReason::FILTER;
+    const INDEX: MsrIndex = MsrIndex(1);
+    loom::model(|| {
+        let old = Gates::new(shadow_image(0));
+        let new = old.replaced(shadow_image(1));
+        let mut late = old.gate(VcpuId(0), ());
+        let mut early = old.gate(VcpuId(1), ());
+        let vcpu = thread::spawn(move || {
+            early.switch(&new);
+            let wrmsr = VmExit::Wrmsr {
+                index: INDEX,
+                value: 2,
+                reason: REASON,
+            };
+            early.service(&wrmsr, &mut NoHost)
+        });
+        let wrmsr = VmExit::Wrmsr {
+            index: INDEX,
+            value: 1,
+            reason: REASON,
+        };
+        let done = Some(VmEntry::CompleteWrmsr(Ok(())));
+        assert_eq!(late.service(&wrmsr, &mut NoHost), done);
+        assert_eq!(vcpu.join().unwrap(), done);
+        let rdmsr = VmExit::Rdmsr {
+            index: INDEX,
+            reason: REASON,
+        };
+        let both = Some(VmEntry::CompleteRdmsr(Ok(3)));
+        assert_eq!(late.service(&rdmsr, &mut NoHost), both);
     });
 }
