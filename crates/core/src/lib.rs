@@ -6,7 +6,7 @@
 //! * [`VmExit`], [`VmEntry`]: how a vCPU stops and how it goes on, as owned, comparable values.
 //! * [`Disposition`], [`PendingCompletion`]: what an access comes to, and the exit that waits for an answer.
 //! * [`PermissionBitmap`]: what VMX and SVM let pass without an exit, as wanted and as allowed.
-//! * [`MsrName`]: what MSRs are called; `"IA32_SPEC_CTRL".parse::<MsrIndex>()`.
+//! * [`MsrName`], [`MsrGroup`]: what MSRs are called; `"IA32_SPEC_CTRL".parse::<MsrIndex>()`.
 //! * [`RawFilter`]: the ioctl's structure, checked in the kernel's order.
 //! * [`Gate`], [`Image`]: a policy's answers to the accesses that leave the guest.
 //! * [`Event`], [`EventRing`]: what was answered, and how another thread gets it without holding up a vCPU.
@@ -78,7 +78,7 @@ pub use host::{HostMsrs, MsrHandler};
 pub use image::{Defaults, Image, ImageError, MAX_SHADOWS};
 pub use lookup::Lookup;
 pub use msr::{Access, MsrIndex};
-pub use names::{MsrName, ParseMsrIndexError, Vendor, msr_names};
+pub use names::{MsrGroup, MsrName, ParseMsrIndexError, Vendor, msr_groups, msr_names};
 pub use permission::{
     Candidate, Desired, NotCandidate, PermissionBitmap, PermissionLayout, Vector,
 };

@@ -1,7 +1,7 @@
 //! What MSRs are called: [`MsrIndex::name`], and names or `0x48` back to an index with `str::parse`.
 //!
 //! The names are data, one row per register in `data/msr.tsv`, read by the compiler: a row out of order, a
-//! name given twice, or a missing column does not build. Groups of registers are the policy's words, not ours.
+//! name given twice, a missing column or a group that is not declared does not build.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -20,8 +20,28 @@ pub struct MsrName {
     pub aliases: &'static str,
     /// Who defines it.
     pub vendor: Vendor,
+    /// The names of its groups, with commas between; empty if it is in none.
+    pub groups: &'static str,
     /// What it is, in a few words.
     pub meaning: &'static str,
+}
+
+/// MSRs that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsrGroup {
+    /// A policy calls it this, behind an `@`.
+    pub name: &'static str,
+    /// What is in it, in a few words.
+    pub meaning: &'static str,
+}
+
+impl MsrGroup {
+    /// The MSRs in the group, by index.
+    pub fn members(&self) -> impl Iterator<Item = &'static MsrName> {
+        let name = self.name;
+        let is_member = move |row: &&MsrName| row.groups.split(',').any(|group| group == name);
+        ROWS.iter().filter(is_member)
+    }
 }
 
 /// Who defines an MSR.
@@ -43,6 +63,19 @@ pub enum Vendor {
 #[must_use]
 pub const fn msr_names() -> &'static [MsrName] {
     ROWS
+}
+
+/// All groups, by name.
+///
+/// ```
+/// use msrgate_core::{MsrIndex, msr_groups};
+///
+/// let mtrr = msr_groups().iter().find(|group| group.name == "mtrr").unwrap();
+/// assert!(mtrr.members().any(|msr| msr.index == MsrIndex(0x2ff)));
+/// ```
+#[must_use]
+pub const fn msr_groups() -> &'static [MsrGroup] {
+    GROUPS
 }
 
 impl MsrIndex {
@@ -125,12 +158,12 @@ impl fmt::Display for ParseMsrIndexError {
 
 impl core::error::Error for ParseMsrIndexError {}
 
-static ROWS: &[MsrName] = READ.0.split_at(READ.1).0;
+static GROUPS: &[MsrGroup] = &TABLE.groups;
+static ROWS: &[MsrName] = &TABLE.rows;
 static KEYS: Keys = Keys::of(ROWS);
 
-const READ: ([MsrName; CAPACITY], usize) = read_rows();
-/// More rows than these do not compile.
-const CAPACITY: usize = 1024;
+const TEXT: &str = include_str!("../data/msr.tsv");
+const TABLE: Table<{ lines_of(b'@') }, { lines_of(b'0') }> = Table::read();
 
 fn hexadecimal(digits: &str) -> Option<u32> {
     let mut value: Option<u32> = None;
@@ -161,7 +194,7 @@ struct Keys {
 }
 
 /// At least twice as many as there are keys.
-const SLOTS: usize = 2048;
+const SLOTS: usize = 4096;
 
 impl Keys {
     const fn of(rows: &[MsrName]) -> Self {
@@ -269,38 +302,98 @@ fn distance(one: &[u8], other: &[u8]) -> usize {
     costs[other.len()]
 }
 
-/// The rows at the front of an array that is large enough, and their number.
-const fn read_rows() -> ([MsrName; CAPACITY], usize) {
-    let mut rows = [MsrName {
-        index: MsrIndex(0),
-        name: "",
-        aliases: "",
-        vendor: Vendor::Any,
-        meaning: "",
-    }; CAPACITY];
-    let mut count = 0;
-    let mut rest = include_str!("../data/msr.tsv");
-    while let [first, ..] = rest.as_bytes() {
-        if *first == b'#' {
-            rest = cut(rest, b'\n').1;
-            continue;
+/// What the file holds.
+struct Table<const GROUPS: usize, const ROWS: usize> {
+    groups: [MsrGroup; GROUPS],
+    rows: [MsrName; ROWS],
+}
+
+impl<const GROUPS: usize, const ROWS: usize> Table<GROUPS, ROWS> {
+    const fn read() -> Self {
+        let mut table = Self {
+            groups: [MsrGroup {
+                name: "",
+                meaning: "",
+            }; GROUPS],
+            rows: [MsrName {
+                index: MsrIndex(0),
+                name: "",
+                aliases: "",
+                vendor: Vendor::Any,
+                groups: "",
+                meaning: "",
+            }; ROWS],
+        };
+        let (mut group, mut row) = (0, 0);
+        let mut rest = TEXT;
+        while let [first, ..] = rest.as_bytes() {
+            match *first {
+                b'#' => rest = cut(rest, b'\n').1,
+                b'@' => {
+                    (table.groups[group], rest) = read_group(rest);
+                    group += 1;
+                }
+                _ => {
+                    (table.rows[row], rest) = read_row(rest, &table.groups);
+                    assert!(
+                        row == 0 || table.rows[row - 1].index.0 < table.rows[row].index.0,
+                        "rows are not in the order of their index"
+                    );
+                    row += 1;
+                }
+            }
         }
-        (rows[count], rest) = read_row(rest);
-        assert!(
-            count == 0 || rows[count - 1].index.0 < rows[count].index.0,
-            "rows are not in the order of their index"
-        );
-        count += 1;
+        table
     }
-    (rows, count)
+}
+
+/// How many lines of the file begin so.
+const fn lines_of(first: u8) -> usize {
+    let mut count = 0;
+    let mut rest = TEXT;
+    while let [found, ..] = rest.as_bytes() {
+        if *found == first {
+            count += 1;
+        }
+        rest = cut(rest, b'\n').1;
+    }
+    count
+}
+
+/// The group at the front of `rest`, and what is after it.
+const fn read_group(rest: &'static str) -> (MsrGroup, &'static str) {
+    let (name, rest) = cut(rest.split_at(1).1, b'\t');
+    let (meaning, rest) = cut(rest, b'\n');
+    assert!(!name.is_empty() && !meaning.is_empty(), "a column is empty");
+    (MsrGroup { name, meaning }, rest)
+}
+
+/// The text of a column in which `-` stands for nothing.
+const fn optional(column: &'static str) -> &'static str {
+    match column.as_bytes() {
+        b"-" => "",
+        _ => column,
+    }
+}
+
+const fn is_declared(name: &str, groups: &[MsrGroup]) -> bool {
+    let mut at = 0;
+    while at < groups.len() {
+        if same_letters(name, groups[at].name) {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 /// The row at the front of `rest`, and what is after it.
-const fn read_row(rest: &'static str) -> (MsrName, &'static str) {
+const fn read_row(rest: &'static str, declared: &[MsrGroup]) -> (MsrName, &'static str) {
     let (index, rest) = cut(rest, b'\t');
     let (name, rest) = cut(rest, b'\t');
     let (aliases, rest) = cut(rest, b'\t');
     let (vendor, rest) = cut(rest, b'\t');
+    let (groups, rest) = cut(rest, b'\t');
     let (meaning, rest) = cut(rest, b'\n');
     assert!(!name.is_empty() && !meaning.is_empty(), "a column is empty");
     let (prefix, digits) = index.split_at(2);
@@ -308,10 +401,13 @@ const fn read_row(rest: &'static str) -> (MsrName, &'static str) {
     let Ok(index) = u32::from_str_radix(digits, 16) else {
         panic!("an index is not hexadecimal");
     };
-    let aliases = match aliases.as_bytes() {
-        b"-" => "",
-        _ => aliases,
-    };
+    let groups = optional(groups);
+    let mut names = groups;
+    while !names.is_empty() {
+        let (name, more) = cut(names, b',');
+        assert!(is_declared(name, declared), "a group is not declared");
+        names = more;
+    }
     let vendor = match vendor.as_bytes() {
         b"any" => Vendor::Any,
         b"intel" => Vendor::Intel,
@@ -323,8 +419,9 @@ const fn read_row(rest: &'static str) -> (MsrName, &'static str) {
     let row = MsrName {
         index: MsrIndex(index),
         name,
-        aliases,
+        aliases: optional(aliases),
         vendor,
+        groups,
         meaning,
     };
     (row, rest)
@@ -445,6 +542,41 @@ mod tests {
                 Err(ParseMsrIndexError::UnknownName { closest }),
                 "{noise}"
             );
+        }
+    }
+
+    #[test]
+    fn groups_are_as_the_manuals_divide_the_registers() {
+        let members = |name: &str| -> Vec<u32> {
+            let group = msr_groups().iter().find(|group| group.name == name);
+            let members = group.expect("such a group").members();
+            members.map(|row| row.index.0).collect()
+        };
+        // SDM volume 3, "Memory Type Range Registers": capability, 10 pairs, 11 fixed ranges, the default.
+        assert_eq!(members("mtrr").len(), 1 + 20 + 11 + 1);
+        // SDM, "Machine-Check Architecture": CTL2 at 0x280 and four registers at 0x400 for each of 32 banks.
+        let banks = (0x280..=0x29f).chain(0x400..=0x47f);
+        let mca = members("mca");
+        assert!(banks.clone().all(|index| mca.contains(&index)));
+        assert_eq!(
+            members("cppc"),
+            [
+                0xc001_02b0,
+                0xc001_02b1,
+                0xc001_02b2,
+                0xc001_02b3,
+                0xc001_02b4
+            ]
+        );
+        assert_eq!(members("x2apic").first(), Some(&0x802));
+        assert!(members("lbr").contains(&0x690));
+    }
+
+    #[test]
+    fn no_group_is_empty_and_they_are_in_order() {
+        assert!(msr_groups().is_sorted_by(|one, other| one.name < other.name));
+        for group in msr_groups() {
+            assert_ne!(group.members().count(), 0, "{}", group.name);
         }
     }
 

@@ -22,6 +22,13 @@ impl Policy {
             msrs.filter_map(move |selector| Some((selector, rule?)))
         })
     }
+
+    /// What decides an access, if a rule names it.
+    pub(crate) fn decider(&self, index: MsrIndex, access: Access) -> Option<(&Selector, Rule)> {
+        self.pieces(access)
+            .filter(|(selector, _)| selector.overlaps(index.0, index.0))
+            .min_by_key(|(selector, _)| selector.rank())
+    }
 }
 
 /// A default that is written.
@@ -60,6 +67,24 @@ pub enum SelectorKind {
     Single,
     /// All from one to another.
     Range,
+    /// The members of a group; the selector is some of them that stand next to each other.
+    Group {
+        /// The name behind the `@`.
+        name: &'static str,
+        /// How many members it has.
+        count: u32,
+    },
+}
+
+impl SelectorKind {
+    /// The name of the group.
+    #[must_use]
+    pub const fn group(self) -> Option<&'static str> {
+        match self {
+            Self::Group { name, .. } => Some(name),
+            _ => None,
+        }
+    }
 }
 
 impl Selector {
@@ -77,9 +102,13 @@ impl Selector {
         }
     }
 
-    /// The rule of the lesser rank wins.
-    pub(crate) fn rank(&self) -> u32 {
-        self.last.0 - self.first.0
+    /// The rule of the lesser rank wins: a single MSR over a range over a group, and the shorter of two.
+    pub(crate) fn rank(&self) -> (u8, u32) {
+        match self.kind {
+            SelectorKind::Single => (0, 1),
+            SelectorKind::Range => (1, self.last.0 - self.first.0),
+            SelectorKind::Group { count, .. } => (2, count),
+        }
     }
 
     pub(crate) fn overlaps(&self, first: u32, last: u32) -> bool {

@@ -6,11 +6,11 @@ use msrgate_core::{
     Access, Action, Defaults, ExitReason, ExitReasons, Image, MsrFilter, MsrIndex, Rule,
 };
 
-use crate::ast::{Policy, Selector, Word, WrittenRule};
+use crate::ast::{Policy, Selector, Word};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::filter::filter;
-use crate::forward::unfaithful;
 use crate::include::{Load, read};
+use crate::refuse::refusals;
 use crate::resolve::{Segment, overlaps, resolve};
 use crate::source::{Source, Sources};
 use crate::warn::warnings;
@@ -119,13 +119,11 @@ pub fn compile_with(
 fn check(policy: Policy, mut diagnostics: Vec<Diagnostic>) -> Result<Compiled, Vec<Diagnostic>> {
     diagnostics.extend(overlaps(&policy));
     let defaults = defaults(&policy, &mut diagnostics);
-    for written in &policy.rules {
-        check_rule(written, &defaults, &mut diagnostics);
-    }
+    let segments = Access::ALL.map(|access| resolve(&policy, access));
+    diagnostics.extend(refusals(&policy, &segments, &defaults));
     if has_error(&diagnostics) {
         return Err(sorted(diagnostics));
     }
-    let segments = Access::ALL.map(|access| resolve(&policy, access));
     let filter = filter(&policy, &segments, &defaults, &mut diagnostics);
     let image = image(&segments, defaults, &mut diagnostics);
     diagnostics.extend(warnings(&policy, &segments, &defaults));
@@ -178,55 +176,6 @@ fn defaults(policy: &Policy, diagnostics: &mut Vec<Diagnostic>) -> Defaults {
         }
     }
     defaults
-}
-
-fn check_rule(written: &WrittenRule, defaults: &Defaults, diagnostics: &mut Vec<Diagnostic>) {
-    let seen = |rule: &Rule| *rule != Rule::ALLOW;
-    let is_seen = written.rules.iter().flatten().any(seen);
-    let logs_allowed = written
-        .rules
-        .iter()
-        .flatten()
-        .any(|rule| *rule == Rule::logged(Action::Allow));
-    for selector in &written.msrs {
-        if is_seen && selector.overlaps(0x800, 0x8ff) {
-            diagnostics.push(
-                Diagnostic::error("policy::x2apic", "KVM never filters the x2APIC's MSRs")
-                    .at(selector.span, "holds MSRs of 0x800..=0x8ff")
-                    .help("leave them out: whatever the policy says, KVM answers them itself"),
-            );
-        }
-        if logs_allowed {
-            diagnostics.extend(check_logged(selector, defaults));
-        }
-    }
-}
-
-/// To be logged, an allowed access leaves the guest and is done on the host path, which must do the same.
-fn check_logged(selector: &Selector, defaults: &Defaults) -> Option<Diagnostic> {
-    let span = selector.span;
-    if let Some((index, how)) = unfaithful(selector.first.0, selector.last.0) {
-        let name = index.name().unwrap_or("this MSR");
-        return Some(
-            Diagnostic::error(
-                "policy::log-allow",
-                format!("{name} ({index}) cannot be both allowed and logged"),
-            )
-            .at(span, format!("the host path {how}"))
-            .help("leave out `log`, or write a narrower rule without it"),
-        );
-    }
-    (defaults.unknown.action != defaults.invalid.action).then(|| {
-        Diagnostic::error(
-            "policy::log-allow",
-            "an access that is allowed and logged must be refused in one way",
-        )
-        .at(
-            span,
-            "the host path tells no invalid access from an unknown MSR",
-        )
-        .help("leave out `log`, or let the defaults for unknown and invalid do the same")
-    })
 }
 
 fn image(

@@ -39,19 +39,8 @@ pub fn host_path(index: MsrIndex, access: Access) -> HostPath {
         .map_or(Unknown, |row| row.paths[access as usize])
 }
 
-/// The first MSR of `first..=last` that KVM's host path cannot do as the guest's instruction, and how it differs.
-pub(crate) fn unfaithful(first: u32, last: u32) -> Option<(MsrIndex, &'static str)> {
-    let each = Access::ALL.into_iter();
-    each.flat_map(|access| differences(first, last, access))
-        .filter_map(|(index, path)| match path {
-            Differs(how) => Some((index, how)),
-            _ => None,
-        })
-        .min_by_key(|found| found.0)
-}
-
 /// The MSRs of `first..=last` for which the host path is not the same, by index.
-fn differences(
+pub(crate) fn differences(
     first: u32,
     last: u32,
     access: Access,

@@ -24,10 +24,12 @@
 //! knows how a diagnostic is drawn.
 #![forbid(unsafe_code)]
 
+mod action;
 mod ast;
 mod compile;
 mod diagnostic;
 mod diff;
+mod document;
 mod explain;
 mod filter;
 mod forward;
@@ -36,7 +38,9 @@ mod learn;
 mod parse;
 mod plan;
 mod reader;
+mod refuse;
 mod resolve;
+mod select;
 mod source;
 mod surface;
 mod warn;

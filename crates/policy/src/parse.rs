@@ -1,47 +1,24 @@
-//! From the text to a [`Policy`], with every mistake on the way.
+//! From one text to a [`Policy`], with every mistake on the way: the document, its defaults and its rules.
 //!
-//! Nothing here knows how rules interact; that is `resolve`'s part.
+//! What a rule may do is in `action`, what it may name in `select`. Nothing here knows how rules interact; that is
+//! `resolve`'s part.
 
-use msrgate_core::{Access, Action, HandlerId, MsrIndex, ParseMsrIndexError, Rule};
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use msrgate_core::{Access, Action, Rule};
 
-use crate::ast::{Policy, Selector, Word, WrittenRule};
+use crate::ast::{Policy, Word, WrittenRule};
 use crate::diagnostic::Diagnostic;
-use crate::reader::{Key, Reader, did_you_mean};
+use crate::document::{self, Kind, Table, Value};
+use crate::reader::{Reader, quoted};
 use crate::source::{SourceId, Span};
 
 /// The version of the language that this is.
 const VERSION: u64 = 1;
 
-const POLICY_KEYS: &[Key] = &[
-    Key::new("version"),
-    Key::new("include"),
-    Key::new("defaults"),
-    Key::new("rule"),
-];
-const DEFAULTS_KEYS: &[Key] = &[Key::new("known"), Key::new("unknown"), Key::new("invalid")];
-const RULE_KEYS: &[Key] = &[
-    Key::new("msr"),
-    Key::new("read"),
-    Key::new("write"),
-    Key::new("both"),
-    Key::new("log"),
-    Key::reserved("shadow"),
-    Key::reserved("limit"),
-];
-const ACTION_KEYS: &[Key] = &[
-    Key::new("value"),
-    Key::new("handler"),
-    Key::reserved("mask"),
-    Key::reserved("writable"),
-    Key::reserved("on-violation"),
-];
+const POLICY_KEYS: &[&str] = &["version", "include", "defaults", "rule"];
+const DEFAULTS_KEYS: &[&str] = &["known", "unknown", "invalid"];
+const RULE_KEYS: &[&str] = &["msr", "read", "write", "both", "shadow", "log", "limit"];
 
-/// The handler that stands for the processor's own MSRs.
-const HOST: &str = "host";
-
-/// What a default or an action may be called.
+/// What a default may be called.
 type Words = &'static [(&'static str, Rule)];
 
 const KNOWN_WORDS: Words = &[
@@ -56,8 +33,6 @@ const REFUSED_WORDS: Words = &[
     ("log", Rule::logged(Action::Fault)),
 ];
 
-type Value<'i> = Spanned<DeValue<'i>>;
-
 /// A text that is to be put in.
 pub(crate) struct Include {
     /// As it is written.
@@ -71,35 +46,33 @@ pub(crate) fn parse(
     text: &str,
     handlers: &[&str],
 ) -> (Policy, Vec<Include>, Vec<Diagnostic>) {
-    let (document, errors) = DeTable::parse_recoverable(text);
+    let document = match document::parse(source, text) {
+        Ok(document) => document,
+        Err(diagnostics) => return (Policy::default(), Vec::new(), diagnostics),
+    };
     let mut reader = Reader {
-        source,
         handlers,
         diagnostics: Vec::new(),
     };
-    for error in errors {
-        let place = reader.place(error.span().unwrap_or(0..0));
-        reader.report(
-            Diagnostic::error("policy::syntax", format!("not TOML: {}", error.message()))
-                .at(place, "here"),
-        );
-    }
-    if !reader.diagnostics.is_empty() {
-        return (Policy::default(), Vec::new(), reader.diagnostics);
-    }
-    let document = document.get_ref();
-    let policy = reader.policy(document, text);
-    let includes = reader.includes(document);
+    let start = text.find(|c: char| !c.is_whitespace()).unwrap_or(0);
+    let before = Span {
+        source,
+        start,
+        end: start,
+    };
+    let policy = reader.policy(&document, before);
+    let includes = reader.includes(&document);
     (policy, includes, reader.diagnostics)
 }
 
 impl Reader<'_> {
-    fn policy(&mut self, document: &DeTable<'_>, text: &str) -> Policy {
+    /// `before`: where nothing is written yet.
+    fn policy(&mut self, document: &Table<'_>, before: Span) -> Policy {
         self.check_keys(document, POLICY_KEYS, "a policy");
-        self.version(document.get("version"), text);
+        self.version(document.get("version"), before);
         let mut policy = Policy::default();
         if let Some(value) = document.get("defaults")
-            && let Some(defaults) = self.table(value, "`defaults`")
+            && let Some(defaults) = self.table(value, "`defaults`", "a table [defaults]")
         {
             self.check_keys(defaults, DEFAULTS_KEYS, "`defaults`");
             policy.known = self.word(defaults, "known", KNOWN_WORDS);
@@ -112,34 +85,11 @@ impl Reader<'_> {
         policy
     }
 
-    fn includes(&mut self, document: &DeTable<'_>) -> Vec<Include> {
-        const EXPECTED: &str = "a list of files, such as [\"base.toml\"]";
-        let Some(value) = document.get("include") else {
-            return Vec::new();
-        };
-        let DeValue::Array(items) = value.get_ref() else {
-            let span = self.span(value);
-            self.wrong_type::<()>(value.get_ref(), span, "`include`", EXPECTED);
-            return Vec::new();
-        };
-        items
-            .iter()
-            .filter_map(|item| {
-                let path = self.string(item, "an included file", EXPECTED)?;
-                Some(Include {
-                    path: path.to_owned(),
-                    span: self.span(item),
-                })
-            })
-            .collect()
-    }
-
-    fn version(&mut self, value: Option<&Value<'_>>, text: &str) {
+    fn version(&mut self, value: Option<&Value<'_>>, before: Span) {
         let Some(value) = value else {
-            let start = text.find(|c: char| !c.is_whitespace()).unwrap_or(0);
             self.report(
                 Diagnostic::error("policy::version", "the policy does not say its version")
-                    .at(self.place(start..start), "before anything else")
+                    .at(before, "before anything else")
                     .help(format!("write `version = {VERSION}` in the first line")),
             );
             return;
@@ -153,7 +103,7 @@ impl Reader<'_> {
                     "policy::version",
                     format!("version {version} of the policy language is not known here"),
                 )
-                .at(self.span(value), "this program reads version 1")
+                .at(value.span, "this program reads version 1")
                 .help(format!(
                     "write `version = {VERSION}`, or use the msrgate that the policy was written for"
                 )),
@@ -161,61 +111,86 @@ impl Reader<'_> {
         }
     }
 
-    fn word(&mut self, table: &DeTable<'_>, key: &str, words: Words) -> Option<Word> {
+    fn includes(&mut self, document: &Table<'_>) -> Vec<Include> {
+        const EXPECTED: &str = "a list of files, such as [\"base.toml\"]";
+        let Some(value) = document.get("include") else {
+            return Vec::new();
+        };
+        let Kind::List(items) = &value.kind else {
+            self.wrong_type::<()>(value, "`include`", EXPECTED);
+            return Vec::new();
+        };
+        items
+            .iter()
+            .filter_map(|item| {
+                let path = self.string(item, "an included file", EXPECTED)?;
+                Some(Include {
+                    path: path.to_owned(),
+                    span: item.span,
+                })
+            })
+            .collect()
+    }
+
+    fn word(&mut self, table: &Table<'_>, key: &str, words: Words) -> Option<Word> {
         let value = table.get(key)?;
-        let text = self.string(value, &format!("`{key}`"), &quoted(words))?;
-        let rule = self.lookup(words, text, &format!("`{key}`"), self.span(value))?;
+        let what = format!("`{key}`");
+        let text = self.string(value, &what, &quoted(words))?;
+        let rule = self.lookup(words, text, &what, value.span)?;
         Some(Word {
             rule,
-            span: self.span(value),
+            span: value.span,
         })
     }
 
-    fn lookup(&mut self, words: Words, text: &str, what: &str, span: Span) -> Option<Rule> {
-        if let Some(&(_, rule)) = words.iter().find(|(word, _)| *word == text) {
-            return Some(rule);
-        }
-        let near = did_you_mean(text, words.iter().map(|(word, _)| *word));
-        self.report(
-            Diagnostic::error("policy::action", format!("{what} cannot be \"{text}\""))
-                .at(span, "no such action")
-                .help(near.unwrap_or_else(|| format!("write {}", quoted(words)))),
-        );
-        None
-    }
-
     fn rules(&mut self, value: &Value<'_>) -> Vec<WrittenRule> {
-        let DeValue::Array(items) = value.get_ref() else {
-            let found = value.get_ref();
-            self.wrong_type::<()>(found, self.span(value), "`rule`", "rules as [[rule]]");
-            return Vec::new();
-        };
-        items.iter().filter_map(|item| self.rule(item)).collect()
+        match &value.kind {
+            Kind::Tables(items) | Kind::List(items) => {
+                let mut rules = Vec::with_capacity(items.len());
+                for item in items {
+                    if self.is_full() {
+                        break;
+                    }
+                    rules.extend(self.rule(item));
+                }
+                rules
+            }
+            _ => {
+                self.wrong_type::<()>(value, "`rule`", "rules as [[rule]]");
+                Vec::new()
+            }
+        }
     }
 
     fn rule(&mut self, value: &Value<'_>) -> Option<WrittenRule> {
-        let table = self.table(value, "a rule")?;
+        let table = self.table(value, "a rule", "[[rule]]")?;
         let strange_keys = self.check_keys(table, RULE_KEYS, "a rule");
         let log = table
             .get("log")
             .and_then(|value| self.boolean(value, "`log`"))
             .unwrap_or(false);
-        let rules = self.directions(table, log);
-        if strange_keys == 0
-            && !["read", "write", "both"]
-                .iter()
-                .any(|key| table.contains_key(*key))
-        {
+        let limit = table.get("limit").and_then(|value| self.limit(value));
+        let rules = self.actions(table).map(|action| {
+            Some(Rule {
+                action: action?,
+                log,
+                limit_per_second: limit,
+            })
+        });
+        let does_something = ["read", "write", "both", "shadow"]
+            .iter()
+            .any(|key| table.get(key).is_some());
+        if strange_keys == 0 && !does_something {
             self.report(
                 Diagnostic::error("policy::no-action", "the rule does nothing")
-                    .at(self.span(value), "no `read`, `write` or `both` in here")
+                    .at(value.span, "no `read`, `write`, `both` or `shadow` in here")
                     .help("write `both = \"fault\"`, for example"),
             );
         }
         let Some(msr) = table.get("msr") else {
             self.report(
                 Diagnostic::error("policy::no-msr", "the rule names no MSR")
-                    .at(self.span(value), "no `msr` in here")
+                    .at(value.span, "no `msr` in here")
                     .help("write `msr = \"IA32_SPEC_CTRL\"`, `msr = 0x48` or `msr = \"0x200..=0x20f\"`"),
             );
             return None;
@@ -226,201 +201,35 @@ impl Reader<'_> {
         })
     }
 
-    fn directions(&mut self, table: &DeTable<'_>, log: bool) -> [Option<Rule>; 2] {
-        let mut rules = [None; 2];
-        for (access, key) in [(Access::Read, "read"), (Access::Write, "write")] {
-            if let Some(value) = table.get(key) {
-                rules[access as usize] = self.action(value, key, log);
+    /// What the rule does, by [`Access`].
+    fn actions(&mut self, table: &Table<'_>) -> [Option<Action>; 2] {
+        let present = |key: &&str| table.get(key).is_some();
+        let whole = ["both", "shadow"].into_iter().find(present);
+        let more = ["shadow", "read", "write"]
+            .into_iter()
+            .find(|key| Some(*key) != whole && present(key));
+        let Some(whole) = whole else {
+            let mut actions = [None; 2];
+            for (access, key) in [(Access::Read, "read"), (Access::Write, "write")] {
+                if let Some(value) = table.get(key) {
+                    actions[access as usize] = self.action(value, key);
+                }
             }
-        }
-        let one = table.get_key_value("read").or(table.get_key_value("write"));
-        match (table.get_key_value("both"), one) {
-            (Some((both, _)), Some((one, _))) => self.report(
+            return actions;
+        };
+        if let (Some(whole), Some(more)) = (table.key(whole), more.and_then(|key| table.key(key))) {
+            self.report(
                 Diagnostic::error("policy::both", "a direction is given twice")
-                    .at(self.span(both), "this speaks of reads and writes")
-                    .at(self.span(one), "and this of one of them")
-                    .help("write `read` and `write`, or `both` alone"),
-            ),
-            (Some((_, value)), None) => rules = [self.action(value, "both", log); 2],
-            (None, _) => {}
-        }
-        rules
-    }
-
-    fn action(&mut self, value: &Value<'_>, key: &str, log: bool) -> Option<Rule> {
-        let what = format!("`{key}`");
-        let action = match value.get_ref() {
-            DeValue::String(text) if text == HOST => self.host(self.span(value), key)?,
-            DeValue::String(text) => {
-                self.lookup(KNOWN_WORDS, text, &what, self.span(value))?
-                    .action
-            }
-            DeValue::Table(table) => self.table_action(table, self.span(value), key)?,
-            other => {
-                let expected = format!("{}, or {{ value = 0x1 }}", quoted(KNOWN_WORDS));
-                return self.wrong_type(other, self.span(value), &what, &expected);
-            }
-        };
-        Some(Rule {
-            log,
-            ..Rule::quiet(action)
-        })
-    }
-
-    fn table_action(&mut self, table: &DeTable<'_>, span: Span, key: &str) -> Option<Action> {
-        self.check_keys(table, ACTION_KEYS, "an action");
-        if let Some(value) = table.get("handler") {
-            let name = self.string(value, "`handler`", "the name of a handler")?;
-            return self.handler(name, self.span(value));
-        }
-        let value = table.get("value")?;
-        if key != "read" {
-            self.report(
-                Diagnostic::error("policy::direction", "a write is not answered with a value")
-                    .at(span, format!("`{key}` is about writes"))
-                    .help("write `read = { value = … }`, and `write = \"ignore\"` to drop writes"),
+                    .at(whole.span, "this speaks of reads and writes")
+                    .at(more.span, "and this again")
+                    .help("write `read` and `write`, or `both` or `shadow` alone"),
             );
-            return None;
+            return [None; 2];
         }
-        Some(Action::Value(self.number(value, "`value`", 64)?))
-    }
-
-    /// The value of the processor that the guest runs on: a handler that only reads.
-    fn host(&mut self, span: Span, key: &str) -> Option<Action> {
-        if key == "read" {
-            return self.handler(HOST, span);
-        }
-        self.report(
-            Diagnostic::error("policy::direction", "the host's MSRs are only read")
-                .at(span, format!("`{key}` is about writes"))
-                .help("write `read = \"host\"`, and `write = \"ignore\"` to drop writes"),
-        );
-        None
-    }
-
-    fn handler(&mut self, name: &str, span: Span) -> Option<Action> {
-        let at = self.handlers.iter().position(|known| *known == name);
-        if let Some(id) = at.and_then(|at| u16::try_from(at).ok()) {
-            return Some(Action::Handler(HandlerId(id)));
-        }
-        let message = match name {
-            HOST => "this program does not read the host's MSRs".to_owned(),
-            name => format!("this program has no handler called \"{name}\""),
-        };
-        let handlers = self.handlers.iter().copied();
-        let help = match did_you_mean(name, handlers) {
-            Some(near) => near,
-            None if self.handlers.is_empty() => "it has no handlers: use another action".to_owned(),
-            None => format!("it has: {}", self.handlers.join(", ")),
-        };
-        self.report(
-            Diagnostic::error("policy::handler", message)
-                .at(span, "not there")
-                .help(help),
-        );
-        None
-    }
-
-    fn selectors(&mut self, value: &Value<'_>) -> Vec<Selector> {
-        match value.get_ref() {
-            DeValue::Array(items) => {
-                if items.is_empty() {
-                    self.report(
-                        Diagnostic::error("policy::no-msr", "the rule names no MSR")
-                            .at(self.span(value), "an empty list"),
-                    );
-                }
-                items
-                    .iter()
-                    .filter_map(|item| self.selector(item))
-                    .collect()
-            }
-            _ => self.selector(value).into_iter().collect(),
-        }
-    }
-
-    fn selector(&mut self, value: &Value<'_>) -> Option<Selector> {
-        let span = self.span(value);
-        let (first, last) = match value.get_ref() {
-            DeValue::Integer(_) => {
-                let number = self.number(value, "an MSR index", 32)?;
-                let index = MsrIndex(u32::try_from(number).ok()?);
-                (index, index)
-            }
-            DeValue::String(text) => self.named_selector(text, &span)?,
-            other => {
-                let expected = "a name, an index, a range \"0x200..=0x20f\", or a list of these";
-                return self.wrong_type(other, span, "an MSR", expected);
-            }
-        };
-        if first > last {
-            self.report(
-                Diagnostic::error("policy::range", "the range ends before it begins")
-                    .at(span, format!("from {first} down to {last}"))
-                    .help(format!("write \"{last}..={first}\"")),
-            );
-            return None;
-        }
-        Some(Selector::new((first, last), span))
-    }
-
-    fn named_selector(&mut self, text: &str, span: &Span) -> Option<(MsrIndex, MsrIndex)> {
-        if let Some(group) = text.strip_prefix('@') {
-            self.report(
-                Diagnostic::error(
-                    "policy::not-available",
-                    format!("the group `@{group}` is not available in this version"),
-                )
-                .at(*span, "a group")
-                .help("name its MSRs in a list, or write ranges"),
-            );
-            return None;
-        }
-        if let Some((first, last)) = text.split_once("..=") {
-            return self.index(first, span).zip(self.index(last, span));
-        }
-        if let Some((first, last)) = text.split_once("..") {
-            self.report(
-                Diagnostic::error("policy::range", "a range of MSRs includes its end")
-                    .at(*span, "`..` would leave the end out")
-                    .help(format!("write \"{first}..={last}\"")),
-            );
-            return None;
-        }
-        let index = self.index(text, span)?;
-        Some((index, index))
-    }
-
-    fn index(&mut self, text: &str, span: &Span) -> Option<MsrIndex> {
-        let text = text.trim();
-        let error = match text.parse() {
-            Ok(index) => return Some(index),
-            Err(error) => error,
-        };
-        self.report(match error {
-            ParseMsrIndexError::UnknownName { closest } => {
-                let diagnostic =
-                    Diagnostic::error("policy::unknown-msr", format!("no MSR is called `{text}`"))
-                        .at(*span, "unknown name");
-                match closest {
-                    Some(name) => diagnostic.help(format!("did you mean `{name}`?")),
-                    None => diagnostic.help("an index, such as 0x48, always works"),
-                }
-            }
-            other => Diagnostic::error("policy::number", format!("`{text}` is no MSR index"))
-                .at(*span, other.to_string()),
+        let action = table.get(whole).and_then(|value| match whole {
+            "shadow" => self.shadow(value),
+            _ => self.action(value, "both"),
         });
-        None
-    }
-}
-
-fn quoted(words: Words) -> String {
-    let words: Vec<String> = words
-        .iter()
-        .map(|(word, _)| format!("\"{word}\""))
-        .collect();
-    match words.split_last() {
-        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
-        None => String::new(),
+        [action; 2]
     }
 }

@@ -58,10 +58,18 @@ pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
             .map(|(selector, _)| selector)
             .collect();
         selectors.sort_by_key(|selector| (selector.rank(), selector.first, selector.span));
-        for pair in selectors.windows(2) {
-            let (one, other) = (pair[0], pair[1]);
-            if one.rank() == other.rank() && one.overlaps(other.first.0, other.last.0) {
-                seen.push((one.span.max(other.span), one.span.min(other.span)));
+        let mut furthest: Option<&Selector> = None;
+        for selector in selectors {
+            match furthest {
+                Some(other) if other.rank() == selector.rank() => {
+                    if other.overlaps(selector.first.0, selector.last.0) {
+                        seen.push((selector.span.max(other.span), selector.span.min(other.span)));
+                    }
+                    if selector.last > other.last {
+                        furthest = Some(selector);
+                    }
+                }
+                _ => furthest = Some(selector),
             }
         }
     }
@@ -71,7 +79,7 @@ pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
         .map(|(later, earlier)| {
             Diagnostic::error(
                 "policy::overlap",
-                "two rules of the same width decide an MSR",
+                "two rules that are equally narrow decide an MSR",
             )
             .at(later, "this rule")
             .at(earlier, "and this one")

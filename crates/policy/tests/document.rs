@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use msrgate_core::{MsrGroup, msr_groups};
 use msrgate_policy::compile;
 
 const DOCUMENT: &str = include_str!("../../../docs/policy.md");
@@ -17,6 +18,13 @@ fn policies_of_the_document_compile_without_a_warning() {
         count += 1;
     }
     assert_ne!(count, 0);
+}
+
+#[test]
+fn document_lists_the_groups() {
+    let listed = |group: &MsrGroup| format!("| `@{}` | {} |\n", group.name, group.meaning);
+    let table: String = msr_groups().iter().map(listed).collect();
+    assert!(DOCUMENT.contains(&table), "{table}");
 }
 
 #[test]
