@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use msrgate_core::{
     Exception, ExitReasons, Gate, Image, Kick, MsrFilter, Recorder, RunError, Vcpu, VcpuId, Vm,
@@ -24,6 +26,9 @@ pub struct Rules {
     pub reasons: ExitReasons,
 }
 
+/// How long a vCPU that must wait is deaf to a [`Stopper`].
+const LONGEST_NAP: Duration = Duration::from_millis(10);
+
 /// A VM with one vCPU and its devices.
 pub struct Machine<V: Vm, R, W: Write> {
     vm: V,
@@ -33,6 +38,8 @@ pub struct Machine<V: Vm, R, W: Write> {
     policies: Vec<Rules>,
     stop: Arc<AtomicU8>,
     exits: u64,
+    /// The beginning of the time by which accesses are limited.
+    started: Instant,
     /// RIP of a guest that took a vector which it has not set.
     vectors_lead_to: Option<u64>,
 }
@@ -68,6 +75,7 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             policies,
             stop: Arc::default(),
             exits: 0,
+            started: Instant::now(),
             vectors_lead_to: guest.vectors_lead_to(),
         })
     }
@@ -90,7 +98,10 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             let exit = self.vcpu.run(entry)?;
             self.exits += 1;
             entry = match self.gate.service(&exit, &mut self.vcpu) {
-                Some(answer) => answer,
+                Some(answer) => {
+                    self.throttle();
+                    answer
+                }
                 None => match self.device(exit)? {
                     Next::Enter(entry) => entry,
                     Next::End(end) => return Ok(end),
@@ -104,6 +115,11 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
         self.exits
     }
 
+    /// How often the vCPU had to wait because of a rule's limit.
+    pub fn throttled(&self) -> u64 {
+        self.gate.throttled()
+    }
+
     /// Instructions of the guest, where the backend counts them.
     pub fn instructions(&self) -> Option<u64> {
         self.vcpu.retired()
@@ -112,6 +128,19 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
     /// Gives back where the events went.
     pub fn into_recorder(self) -> R {
         self.gate.into_recorder()
+    }
+
+    /// Waits if the access just answered is one too many for its limit; no longer than until it is stopped.
+    fn throttle(&mut self) {
+        let now_ns = || u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let Some(mut left) = self.gate.throttle(now_ns) else {
+            return;
+        };
+        while !left.is_zero() && self.stop.load(Ordering::SeqCst) == 0 {
+            let nap = left.min(LONGEST_NAP);
+            thread::sleep(nap);
+            left -= nap;
+        }
     }
 
     fn device(&mut self, exit: VmExit) -> Result<Next, MachineError> {

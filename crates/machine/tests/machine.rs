@@ -1,8 +1,11 @@
 //! The board and its loop, with guests of a few instructions on the embedded KVM.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use msrgate_core::{Event, Outcome};
+use msrgate_core::{Access, Action, Event, Image, MsrIndex, Outcome, Rule};
 use msrgate_machine::{End, Guest, Machine, Rules, StopCause, guest_memory};
 use msrgate_soft::{SoftVm, SystemConfig};
 
@@ -10,11 +13,14 @@ type TestMachine = Machine<SoftVm, Vec<Event>, Vec<u8>>;
 
 /// A 64-bit guest at 1 MiB.
 fn machine(code: &[u8], policies: &[&str]) -> TestMachine {
+    machine_with(code, policies.iter().map(|source| rules(source)).collect())
+}
+
+fn machine_with(code: &[u8], policies: Vec<Rules>) -> TestMachine {
     let memory = guest_memory(4 << 20).expect("4 MiB");
     let guest = Guest::parse(&elf(code)).expect("an ELF64");
     guest.load(&memory).expect("room for it");
     let vm = SoftVm::new(&memory, SystemConfig::default()).expect("a VM");
-    let policies = policies.iter().map(|source| rules(source)).collect();
     Machine::new(vm, &guest, policies, Vec::new(), Vec::new()).expect("a machine")
 }
 
@@ -25,6 +31,20 @@ fn rules(source: &str) -> Rules {
         filter: compiled.filter,
         reasons: compiled.reasons,
     }
+}
+
+/// A policy by which the MSR 0x8b reads as 1, so often per second.
+fn limited(per_second: u32) -> Vec<Rules> {
+    let mut rules = rules("version = 1\n[[rule]]\nmsr = 0x8b\nread = { value = 1 }");
+    let rule = Rule {
+        limit_per_second: NonZeroU32::new(per_second),
+        ..Rule::quiet(Action::Value(1))
+    };
+    let mut image = Image::clone(&rules.image);
+    let set = image.set(MsrIndex(0x8b), MsrIndex(0x8b), Access::Read, rule);
+    set.expect("one rule fits");
+    rules.image = Arc::new(image);
+    vec![rules]
 }
 
 fn elf(code: &[u8]) -> Vec<u8> {
@@ -125,4 +145,32 @@ fn stop_ends_the_next_run_and_its_first_cause_counts() {
             cause: StopCause::TimeLimit
         }
     );
+}
+
+#[test]
+fn vcpu_over_the_limit_of_a_rule_is_slowed_and_answered_the_same() {
+    // mov ecx, 0x8b; rdmsr; rdmsr; rdmsr; out 0xf4, al
+    let code = b"\xb9\x8b\0\0\0\x0f\x32\x0f\x32\x0f\x32\xe6\xf4";
+    let mut machine = machine_with(code, limited(10));
+    let started = Instant::now();
+    assert_eq!(machine.run().unwrap(), End::Exit { code: 1 });
+    // The first is free; it waits for the others, unless it is as slow by itself.
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    let values: Vec<_> = machine.into_recorder().iter().map(|it| it.value).collect();
+    assert_eq!(values, [1, 1, 1]);
+}
+
+#[test]
+fn stop_ends_a_guest_that_waits_because_of_a_limit() {
+    // mov ecx, 0x8b; again: rdmsr; jmp again
+    let code = b"\xb9\x8b\0\0\0\x0f\x32\xeb\xfc";
+    let mut machine = machine_with(code, limited(1));
+    let stopper = machine.stopper();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        stopper.stop(StopCause::TimeLimit);
+    });
+    let end = machine.run().unwrap();
+    let cause = StopCause::TimeLimit;
+    assert_eq!(end, End::Stopped { cause });
 }
