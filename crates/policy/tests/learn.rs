@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use msrgate_core::{Access, Action, Event, ExitReason, MsrIndex, Outcome, Rule, VcpuId, Verdict};
-use msrgate_policy::{Compiled, Diagnostic, LearnError, Observations, TraceDifference, compile};
+use msrgate_policy::{
+    Compiled, Diagnostic, LearnError, Observations, Options, TraceDifference, compile, compile_with,
+};
 use proptest::prelude::*;
 
 fn event(index: u32, access: Access, outcome: Outcome, value: u64) -> Event {
@@ -260,6 +262,17 @@ fn differences(one: &Observations, other: &Observations) -> Vec<String> {
 }
 
 #[test]
+fn kept_register_that_only_one_direction_wants_is_given_up() {
+    let source = "version = 1\n[[rule]]\nmsr = 0x17\nshadow = { reset = 5 }\n";
+    let policies = [compile(source).unwrap()];
+    let mut observations = observed(&[native(0x17, Access::Write)]);
+    observations.observe(&event(0x17, Access::Read, Outcome::Shadow, 5), &policies);
+    let learned = observations.policy(&[]).unwrap();
+    assert_eq!(learned.lost, [(MsrIndex(0x17), Access::Read)]);
+    assert!(learned.text.contains("1 write"), "{}", learned.text);
+}
+
+#[test]
 fn traces_differ_in_accesses_and_answers_and_not_in_counts_or_kvms_values() {
     let value = |value| event(0x8b, Access::Read, Outcome::Value, value);
     let one = observed(&[
@@ -361,6 +374,57 @@ fn expected(event: &Event) -> Action {
     }
 }
 
+/// What one rule of the trace's policy says, in the longest form, and what its accesses came to.
+fn kept() -> impl Strategy<Value = (String, Vec<(Access, Outcome)>)> {
+    let bits = prop_oneof![
+        Just(0u64),
+        Just(u64::MAX),
+        any::<u64>(),
+        (0u32..64).prop_map(|bit| 1 << bit)
+    ];
+    let violation = prop::sample::select(vec!["fault", "ignore"]);
+    let scope = prop::sample::select(vec!["vcpu", "vm"]);
+    (0usize..6, bits.clone(), bits, violation, scope).prop_map(
+        |(kind, one, other, violation, scope)| {
+            use Access::{Read, Write};
+            let writable = format!("writable = {other:#x}, on-violation = '{violation}'");
+            match kind {
+                0 => (
+                    format!("read = {{ mask = '{}' }}", mask(one, other)),
+                    vec![(Read, Outcome::Masked)],
+                ),
+                1 => (
+                    format!("write = {{ {writable} }}"),
+                    vec![(Write, Outcome::Masked)],
+                ),
+                2 => (
+                    format!("shadow = {{ scope = '{scope}', reset = {one:#x}, {writable} }}"),
+                    vec![(Read, Outcome::Shadow)],
+                ),
+                3 => (
+                    format!("shadow = {{ reset = {one:#x}, {writable} }}"),
+                    vec![(Read, Outcome::Shadow), (Write, Outcome::Fault)],
+                ),
+                4 => ("read = 'host'".to_owned(), vec![(Read, Outcome::Handled)]),
+                _ => (
+                    "both = { handler = 'its own' }".to_owned(),
+                    vec![(Read, Outcome::Handled), (Write, Outcome::Handled)],
+                ),
+            }
+        },
+    )
+}
+
+/// One digit for each of the 64 bits.
+fn mask(replaced: u64, ones: u64) -> String {
+    let digit = |bit: u32| match (replaced >> bit & 1, ones >> bit & 1) {
+        (0, _) => 'x',
+        (_, 0) => '0',
+        _ => '1',
+    };
+    format!("0b{}", (0..64).rev().map(digit).collect::<String>())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 500,
@@ -432,5 +496,32 @@ proptest! {
         }
         prop_assert!(text.lines().all(|line| line.len() <= 80), "{}", text);
         prop_assert!(observations.policy(&[]).unwrap().ambiguous.is_empty());
+    }
+
+    #[test]
+    fn what_a_policy_kept_is_carried_over_in_lines_of_80_columns(rules in prop::collection::vec(kept(), 1..6)) {
+        let handlers = ["host", "its own"];
+        let mut source = "version = 1\n[defaults]\nknown = 'fault'\n".to_owned();
+        for (number, (rule, _)) in rules.iter().enumerate() {
+            source += &format!("[[rule]]\nmsr = {:#x}\n{rule}\n", 0xc001_1020 + 2 * number);
+        }
+        let options = Options { handlers: &handlers, ..Options::default() };
+        let policy = compile_with("its policy", &source, &options).1.expect("it compiles");
+        let policies = [policy];
+        let mut observations = Observations::default();
+        for (number, (_, accesses)) in (0..).zip(&rules) {
+            for &(access, outcome) in accesses {
+                let event = Event {
+                    reason: ExitReason::FILTER,
+                    ..event(0xc001_1020 + 2 * number, access, outcome, 0)
+                };
+                observations.observe(&event, &policies);
+            }
+        }
+        let learned = observations.policy(&handlers).unwrap();
+        prop_assert!(learned.lost.is_empty() && learned.ambiguous.is_empty());
+        let compiled = compile_with("learned", &learned.text, &options).1.expect("it compiles");
+        prop_assert_eq!(Compiled::compare(&policies[0], &compiled), [], "{}\n{}", source, learned.text);
+        prop_assert!(learned.text.lines().all(|line| line.len() <= 80), "{}", learned.text);
     }
 }
