@@ -9,6 +9,7 @@ mod console;
 mod diff;
 mod explain;
 mod learn;
+mod log;
 mod observe;
 mod output;
 mod policy;
@@ -16,6 +17,7 @@ mod report;
 mod run;
 mod surface;
 mod tally;
+mod trace;
 mod wrap;
 
 use std::fmt::Display;

@@ -9,6 +9,7 @@ use msrgate_machine::{End, StopCause};
 use serde::Serialize;
 
 use crate::tally::{Count, Key, Tally};
+use crate::trace::TraceEnd;
 
 /// All that is to be told.
 pub(crate) struct Report<'a> {
@@ -16,6 +17,7 @@ pub(crate) struct Report<'a> {
     pub(crate) end: End,
     pub(crate) tally: &'a Tally,
     pub(crate) stats: Option<Stats>,
+    pub(crate) trace: Option<&'a TraceEnd>,
 }
 
 /// What `--stats` adds.
@@ -54,12 +56,16 @@ pub(crate) fn write_table(out: &mut dyn Write, report: &Report<'_>) -> io::Resul
         let count = report.tally.rows_dropped;
         writeln!(out, "{count} accesses to still other MSRs are not shown.")?;
     }
-    let accesses = match report.tally.event_count() {
-        0 => "No MSR access".to_owned(),
-        1 => "1 MSR access".to_owned(),
-        count => format!("{count} MSR accesses"),
-    };
-    writeln!(out, "{accesses} left the guest. {}", sentence(&report.end))?;
+    let observed = report.tally.observed;
+    let left = report.tally.event_count() - observed;
+    write!(out, "{} left the guest", accesses(left))?;
+    if observed != 0 {
+        write!(out, ", and {observed} did not")?;
+    }
+    writeln!(out, ". {}", sentence(&report.end))?;
+    if let Some(trace) = report.trace {
+        write_trace(out, trace)?;
+    }
     if let Some(stats) = &report.stats {
         let milliseconds = stats.time.as_secs_f64() * 1e3;
         write!(out, "{DIM}{} exits", stats.exits)?;
@@ -67,6 +73,39 @@ pub(crate) fn write_table(out: &mut dyn Write, report: &Report<'_>) -> io::Resul
             write!(out, ", {instructions} instructions")?;
         }
         writeln!(out, ", {milliseconds:.1} ms on {}{DIM:#}", report.backend)?;
+    }
+    Ok(())
+}
+
+fn accesses(count: u64) -> String {
+    match count {
+        0 => "No MSR access".to_owned(),
+        1 => "1 MSR access".to_owned(),
+        count => format!("{count} MSR accesses"),
+    }
+}
+
+/// What is in the trace, and what is not.
+fn write_trace(out: &mut dyn Write, trace: &TraceEnd) -> io::Result<()> {
+    writeln!(
+        out,
+        "{} in the trace {}.",
+        accesses(trace.events),
+        trace.file
+    )?;
+    if trace.lost_in_rings != 0 {
+        let lost = trace.lost_in_rings;
+        writeln!(
+            out,
+            "{lost} more came faster than they could be written, and are lost."
+        )?;
+    }
+    if let Some(error) = &trace.error {
+        let lost = trace.lost_in_file;
+        writeln!(
+            out,
+            "{lost} more could not be written, and are lost: {error}."
+        )?;
     }
     Ok(())
 }
@@ -95,7 +134,7 @@ impl Row {
             },
             style: match key.outcome {
                 Outcome::Fault => AnsiColor::Red.on_default(),
-                Outcome::Forwarded => AnsiColor::Green.on_default(),
+                Outcome::Forwarded | Outcome::Native => AnsiColor::Green.on_default(),
                 _ => AnsiColor::Yellow.on_default(),
             },
         }
@@ -175,6 +214,7 @@ pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Re
         events: report.tally.events().iter().map(JsonEvent::of).collect(),
         events_dropped: report.tally.events_dropped,
         stats: report.stats,
+        trace: report.trace,
     };
     serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
     writeln!(out)?;
@@ -182,7 +222,7 @@ pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Re
 }
 
 #[derive(Serialize)]
-struct Json {
+struct Json<'a> {
     version: u32,
     backend: &'static str,
     end: JsonEnd,
@@ -191,6 +231,8 @@ struct Json {
     events_dropped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     stats: Option<Stats>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<&'a TraceEnd>,
 }
 
 #[derive(Serialize)]

@@ -1,25 +1,24 @@
 //! `msrgate run`: boot a guest and show what became of its MSR accesses.
 
+mod boot;
+mod signals;
+
+use std::env;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use msrgate_core::{Kick, Vm};
-use msrgate_machine::{Guest, Machine, Rules, StopCause, Stopper, guest_memory, tour};
-use msrgate_policy::Compiled;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use msrgate_machine::{Guest, Rules, guest_memory, tour};
+use msrgate_policy::{Compiled, Source};
+use msrgate_trace::{Facts, Observation, PolicySource};
 
+use self::boot::{Setup, boot};
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
-use crate::console::{Console, Cursor};
 use crate::policy::{compile_file, compile_source};
-use crate::report::{self, Report, Stats};
-use crate::tally::Tally;
+use crate::trace::Trace;
 
 /// Boot a guest, and show what became of its MSR accesses.
 ///
@@ -39,6 +38,12 @@ pub(crate) struct Args {
     /// Guest memory, such as 64M or 1G
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
     mem: u64,
+    /// Write each MSR access to a trace: see `export` and `learn`
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Which accesses are seen [default: auto for a trace, else off]
+    #[arg(long, value_enum)]
+    observe: Option<Observe>,
     /// Exit status 1 if the policy answered an access with a fault
     #[arg(long)]
     strict: bool,
@@ -53,6 +58,17 @@ pub(crate) struct Args {
     print_policy: bool,
 }
 
+/// Which accesses are seen, beyond those that leave the guest because of the policy or because KVM refuses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Observe {
+    /// As many as can be without a change for the guest
+    Auto,
+    /// All: the backend tells of those that it does by itself (soft)
+    Native,
+    /// No others
+    Off,
+}
+
 /// What a guest without a policy runs under.
 const OBSERVE: &str = "\
 # KVM's own behaviour; what KVM refuses is seen.
@@ -63,9 +79,6 @@ known   = \"allow\"
 unknown = \"log\"
 invalid = \"log\"
 ";
-
-/// More than enough for the tour on the slowest KVM.
-const TOUR_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     if args.print_policy {
@@ -84,79 +97,85 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     let (backend, why) = backend::open(args.backend, &memory)?;
     let name = backend.name();
     anstream::eprintln!("msrgate: on {name}: {why}");
-    match backend {
-        Backend::Kvm(vm) => boot(args, name, vm, &guest, policies),
-        Backend::Soft(vm) => boot(args, name, vm, &guest, policies),
-    }
-}
-
-fn boot<V: Vm>(
-    args: &Args,
-    backend: &'static str,
-    vm: V,
-    guest: &Guest,
-    policies: Vec<Rules>,
-) -> anyhow::Result<Status>
-where
-    <V::Vcpu as msrgate_core::Vcpu>::Kicker: 'static,
-{
-    let stream: Box<dyn Write> = if args.json {
-        Box::new(io::stderr())
-    } else {
-        Box::new(io::stdout())
+    let observation = args.observation(&backend)?;
+    let trace = match &args.trace {
+        Some(path) => {
+            let facts = facts(args, name, observation, &policies);
+            let trace = Trace::create(path, facts)?;
+            anstream::eprintln!("msrgate: {} into {}", seen(observation), path.display());
+            Some(trace)
+        }
+        None => None,
     };
-    let console = Console::new(stream);
-    let cursor = console.cursor();
-    let mut machine = Machine::new(vm, guest, policies, Tally::default(), console)?;
-    stop_on_signal(machine.stopper())?;
-    if args.guest.is_none() {
-        stop_in_time(machine.stopper());
-    }
-    let start = Instant::now();
-    let end = machine.run()?;
-    let stats = args.stats.then(|| Stats {
-        exits: machine.exits(),
-        instructions: machine.instructions(),
-        time: start.elapsed(),
-    });
-    let tally = machine.into_recorder();
-    end_console(args, cursor.get())?;
-    finish(
+    let setup = Setup {
         args,
-        &Report {
-            backend,
-            end,
-            tally: &tally,
-            stats,
-        },
-    )
-}
-
-/// Leaves the guest's last line, and a blank one between it and the table.
-fn end_console(args: &Args, cursor: Cursor) -> io::Result<()> {
-    let text = match (args.json, cursor) {
-        (_, Cursor::Untouched) | (true, Cursor::NewLine) => return Ok(()),
-        (true, Cursor::InLine) => return io::stderr().write_all(b"\n"),
-        (false, Cursor::NewLine) => "\n",
-        (false, Cursor::InLine) => "\n\n",
+        backend: name,
+        guest: &guest,
+        policies: policies.into_iter().map(rules).collect(),
+        observation,
+        trace,
     };
-    io::stdout().write_all(text.as_bytes())
+    match backend {
+        Backend::Kvm(vm) => boot(setup, vm),
+        Backend::Soft(vm) => boot(setup, vm),
+    }
 }
 
-fn finish(args: &Args, report: &Report<'_>) -> anyhow::Result<Status> {
-    if args.json {
-        report::write_json(&mut io::stdout().lock(), report)?;
-    } else {
-        let mut out = anstream::AutoStream::auto(io::stdout().lock());
-        report::write_table(&mut out, report)?;
+impl Args {
+    /// Which accesses will be seen, and by which means.
+    fn observation(&self, backend: &Backend) -> anyhow::Result<Observation> {
+        let auto = match self.trace {
+            Some(_) => Observe::Auto,
+            None => Observe::Off,
+        };
+        Ok(match (self.observe.unwrap_or(auto), backend) {
+            (Observe::Auto | Observe::Native, Backend::Soft(_)) => Observation::Native,
+            (Observe::Auto, Backend::Kvm(_)) | (Observe::Off, _) => Observation::Deflected,
+            (Observe::Native, Backend::Kvm(_)) => bail!(
+                "--observe native: KVM does not tell of what it does by itself; \
+                 `--backend soft` does"
+            ),
+        })
     }
-    if let Some(error) = report::error(&report.end) {
-        bail!(error);
+}
+
+/// What goes into the trace.
+fn seen(observation: Observation) -> &'static str {
+    match observation {
+        Observation::Native => "every MSR access goes",
+        _ => "MSR accesses that leave the guest go",
     }
-    if args.strict && report.tally.faults != 0 {
-        return Ok(Status::Forbidden);
+}
+
+/// What a trace says of the run that it is of.
+fn facts(args: &Args, backend: &str, observation: Observation, compiled: &[Compiled]) -> Facts {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let command: Vec<_> = env::args_os()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let source = |source: &Source| PolicySource {
+        name: source.name.clone(),
+        text: source.text.clone(),
+    };
+    Facts {
+        program: concat!("msrgate ", env!("CARGO_PKG_VERSION")).to_owned(),
+        command: command.join(" "),
+        guest: match &args.guest {
+            Some(path) => path.display().to_string(),
+            None => "the tour".to_owned(),
+        },
+        backend: backend.to_owned(),
+        kernel: kernel.trim_end().to_owned(),
+        observation: Some(observation),
+        policies: compiled
+            .iter()
+            .filter_map(|compiled| compiled.sources.iter().next().map(source))
+            .collect(),
+        includes: compiled
+            .iter()
+            .flat_map(|compiled| compiled.sources.iter().skip(1).map(source))
+            .collect(),
     }
-    Ok(Status::Done)
 }
 
 fn read_guest(path: &Path) -> anyhow::Result<Guest> {
@@ -164,16 +183,15 @@ fn read_guest(path: &Path) -> anyhow::Result<Guest> {
     Guest::parse(&file).with_context(|| format!("cannot boot {}", path.display()))
 }
 
-fn policies(args: &Args) -> anyhow::Result<Vec<Rules>> {
-    let compiled = match (&args.policy, &args.guest) {
+fn policies(args: &Args) -> anyhow::Result<Vec<Compiled>> {
+    Ok(match (&args.policy, &args.guest) {
         (Some(path), _) => vec![compile_file(path)?],
         (None, Some(_)) => vec![compile_source("of a guest without one", OBSERVE)?],
         (None, None) => vec![
             compile_source("of the tour", tour::POLICY)?,
-            compile_source("of the tour", tour::SECOND_POLICY)?,
+            compile_source("of the tour's second half", tour::SECOND_POLICY)?,
         ],
-    };
-    Ok(compiled.into_iter().map(rules).collect())
+    })
 }
 
 fn rules(compiled: Compiled) -> Rules {
@@ -193,30 +211,6 @@ fn print_policy(args: &Args) -> anyhow::Result<Status> {
     };
     io::stdout().write_all(source.as_bytes())?;
     Ok(Status::Done)
-}
-
-/// Ctrl-C ends the guest, so that its table is still printed; a second one ends the program.
-fn stop_on_signal<K: Kick + 'static>(stopper: Stopper<K>) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot catch Ctrl-C")?;
-    thread::spawn(move || {
-        let mut is_first = true;
-        for signal in signals.forever() {
-            if !is_first {
-                // Fails only for signals that have no default.
-                let _ = signal_hook::low_level::emulate_default_handler(signal);
-            }
-            is_first = false;
-            stopper.stop(StopCause::Interrupt);
-        }
-    });
-    Ok(())
-}
-
-fn stop_in_time<K: Kick + 'static>(stopper: Stopper<K>) {
-    thread::spawn(move || {
-        thread::sleep(TOUR_LIMIT);
-        stopper.stop(StopCause::TimeLimit);
-    });
 }
 
 /// A number of bytes, with K, M or G for the powers of 1024.

@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub(crate) rows_dropped: u64,
     /// How often the guest met the policy's `fault`.
     pub(crate) faults: u64,
+    /// Events of accesses that did not leave the guest.
+    pub(crate) observed: u64,
 }
 
 /// What makes a row of the table.
@@ -56,7 +58,9 @@ impl Tally {
 
 impl Recorder for Tally {
     fn record(&mut self, event: &Event) {
-        if event.outcome == Outcome::Fault {
+        if event.reason == ExitReason::NONE {
+            self.observed += 1;
+        } else if event.outcome == Outcome::Fault {
             self.faults += 1;
         }
         if self.events.len() < EVENTS_LIMIT {

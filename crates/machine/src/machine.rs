@@ -80,6 +80,14 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
         })
     }
 
+    /// Records what the backend does by itself too.
+    ///
+    /// # Errors
+    /// The backend cannot tell.
+    pub fn observe_msrs(&mut self) -> Result<(), VmError> {
+        self.vcpu.observe_msrs()
+    }
+
     /// Ends [`Machine::run`] from another thread.
     pub fn stopper(&self) -> Stopper<<V::Vcpu as Vcpu>::Kicker> {
         Stopper {
@@ -96,7 +104,7 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
         let mut entry = VmEntry::Run;
         loop {
             let exit = self.vcpu.run(entry)?;
-            self.exits += 1;
+            self.exits += u64::from(!matches!(exit, VmExit::Native(_)));
             entry = match self.gate.service(&exit, &mut self.vcpu) {
                 Some(answer) => {
                     self.throttle();

@@ -127,7 +127,6 @@ impl Assembler {
     }
 
     fn read(&mut self, text: &str, index: u32) -> Result<(), IcedError> {
-        self.say(text)?;
         let a = &mut self.code;
         a.xor(r13d, r13d)?;
         a.mov(ecx, index)?;
@@ -135,6 +134,8 @@ impl Assembler {
         a.shl(rdx, 32)?;
         a.or(rax, rdx)?;
         a.mov(r14, rax)?;
+        self.say(text)?;
+        let a = &mut self.code;
         let mut refused = a.create_label();
         let mut done = a.create_label();
         a.test(r13d, r13d)?;
@@ -149,16 +150,17 @@ impl Assembler {
     }
 
     fn write(&mut self, text: &str, index: u32, value: u64) -> Result<(), IcedError> {
-        self.say(text)?;
         let a = &mut self.code;
-        let mut refused = a.create_label();
-        let mut done = a.create_label();
         a.xor(r13d, r13d)?;
         a.mov(ecx, index)?;
         a.mov(rax, value)?;
         a.mov(rdx, rax)?;
         a.shr(rdx, 32)?;
         a.wrmsr()?;
+        self.say(text)?;
+        let a = &mut self.code;
+        let mut refused = a.create_label();
+        let mut done = a.create_label();
         a.test(r13d, r13d)?;
         a.jne(refused)?;
         self.say(", and nothing complained.\n")?;

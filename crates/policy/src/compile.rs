@@ -37,6 +37,8 @@ pub struct Compiled {
     pub reasons: ExitReasons,
     /// What the author may not have meant.
     pub warnings: Vec<Diagnostic>,
+    /// What it was compiled from.
+    pub sources: Sources,
     policy: Policy,
     segments: [Vec<Segment>; 2],
 }
@@ -113,10 +115,15 @@ pub fn compile_with(
         text: text.to_owned(),
     };
     let (sources, policy, diagnostics) = read(source, options);
-    (sources, check(policy, diagnostics))
+    let compiled = check(policy, &sources, diagnostics);
+    (sources, compiled)
 }
 
-fn check(policy: Policy, mut diagnostics: Vec<Diagnostic>) -> Result<Compiled, Vec<Diagnostic>> {
+fn check(
+    policy: Policy,
+    sources: &Sources,
+    mut diagnostics: Vec<Diagnostic>,
+) -> Result<Compiled, Vec<Diagnostic>> {
     diagnostics.extend(overlaps(&policy));
     let defaults = defaults(&policy, &mut diagnostics);
     let segments = Access::ALL.map(|access| resolve(&policy, access));
@@ -133,6 +140,7 @@ fn check(policy: Policy, mut diagnostics: Vec<Diagnostic>) -> Result<Compiled, V
             image,
             filter,
             warnings: sorted(diagnostics),
+            sources: sources.clone(),
             policy,
             segments,
         }),

@@ -43,6 +43,8 @@ pub struct Facts {
     pub observation: Option<Observation>,
     /// The policies that were in force, in the order in which the guest could ask for them.
     pub policies: Vec<PolicySource>,
+    /// What they include.
+    pub includes: Vec<PolicySource>,
 }
 
 /// A policy as it was written.
@@ -89,6 +91,7 @@ impl Observation {
 }
 
 const POLICY_KEY: &str = "policy ";
+const INCLUDE_KEY: &str = "include ";
 
 impl Facts {
     /// Those that are known, by their keys.
@@ -105,21 +108,20 @@ impl Facts {
         .into_iter()
         .filter(|(_, value)| !value.is_empty())
         .map(|(key, value)| (key.to_owned(), value))
-        .chain(
-            self.policies
-                .iter()
-                .map(|policy| (format!("{POLICY_KEY}{}", policy.name), policy.text.as_str())),
-        )
+        .chain(sources(POLICY_KEY, &self.policies))
+        .chain(sources(INCLUDE_KEY, &self.includes))
     }
 
     /// Takes one fact; a key of a later version is passed over.
     fn set(&mut self, key: &str, value: &str) {
-        if let Some(name) = key.strip_prefix(POLICY_KEY) {
-            self.policies.push(PolicySource {
-                name: name.to_owned(),
-                text: value.to_owned(),
-            });
-            return;
+        for (prefix, sources) in [
+            (POLICY_KEY, &mut self.policies),
+            (INCLUDE_KEY, &mut self.includes),
+        ] {
+            if let Some(name) = key.strip_prefix(prefix) {
+                let (name, text) = (name.to_owned(), value.to_owned());
+                return sources.push(PolicySource { name, text });
+            }
         }
         let field = match key {
             "program" => &mut self.program,
@@ -161,6 +163,15 @@ impl Facts {
         }
         Some(facts)
     }
+}
+
+fn sources<'a>(
+    key: &'a str,
+    sources: &'a [PolicySource],
+) -> impl Iterator<Item = (String, &'a str)> {
+    sources
+        .iter()
+        .map(move |source| (format!("{key}{}", source.name), source.text.as_str()))
 }
 
 /// A text behind its length.

@@ -38,6 +38,10 @@ pub(crate) fn header() -> Header {
                 },
                 PolicySource::default(),
             ],
+            includes: vec![PolicySource {
+                name: "groups.toml".to_owned(),
+                text: "version = 1\n".to_owned(),
+            }],
         },
     }
 }

@@ -1,0 +1,37 @@
+//! Who ends a guest from outside: Ctrl-C, SIGTERM, and the clock.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use msrgate_core::Kick;
+use msrgate_machine::{StopCause, Stopper};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// More than enough for the tour on the slowest KVM.
+const TOUR_LIMIT: Duration = Duration::from_secs(60);
+
+/// Ctrl-C ends the guest, so that its table is still printed; a second one ends the program.
+pub(super) fn stop_on_signal<K: Kick + 'static>(stopper: Stopper<K>) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot catch Ctrl-C")?;
+    thread::spawn(move || {
+        let mut is_first = true;
+        for signal in signals.forever() {
+            if !is_first {
+                // Fails only for signals that have no default.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+            is_first = false;
+            stopper.stop(StopCause::Interrupt);
+        }
+    });
+    Ok(())
+}
+
+pub(super) fn stop_in_time<K: Kick + 'static>(stopper: Stopper<K>) {
+    thread::spawn(move || {
+        thread::sleep(TOUR_LIMIT);
+        stopper.stop(StopCause::TimeLimit);
+    });
+}
