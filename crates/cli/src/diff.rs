@@ -7,7 +7,7 @@ use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use msrgate_core::{Access, MsrIndex};
+use msrgate_core::Access;
 use msrgate_policy::{
     Compiled, Difference, Msrs, Observations, Options, PolicyDifference, Surface, TraceDifference,
 };
@@ -189,13 +189,4 @@ fn access(access: Option<Access>) -> &'static str {
         Some(Access::Write) => "write",
         None => "both",
     }
-}
-
-/// What a range or an MSR is called.
-fn name(first: MsrIndex, last: MsrIndex) -> Option<String> {
-    let name = first.name()?;
-    Some(match u64::from(last.0 - first.0) + 1 {
-        1 => name.to_owned(),
-        count => format!("{count} from {name}"),
-    })
 }

@@ -128,9 +128,9 @@ fn traces_differ_in_accesses_and_answers() {
         ],
     );
     let expected = "\
-MSR                INDEX  ACCESS  A → B
-IA32_BIOS_SIGN_ID  0x8b   read    = 0x5 → = 0x6
-IA32_BIOS_SIGN_ID  0x8b   write   not made → ignored
+MSR                INDEX       ACCESS  A → B
+IA32_BIOS_SIGN_ID  0x8b        read    = 0x5 → = 0x6
+IA32_BIOS_SIGN_ID  0x8b        write   not made → ignored
 
 The traces differ in 2 places.
 ";
@@ -170,8 +170,8 @@ fn surfaces_are_compared_by_their_own_rules() {
     let output = diff(&[], &one, &other);
     assert_eq!(
         stdout(&output),
-        "MSR               INDEX  ACCESS  A → B\n\
-         IA32_PLATFORM_ID  0x17   read    0x1 → 0x2\n\n\
+        "MSR               INDEX       ACCESS  A → B\n\
+         IA32_PLATFORM_ID  0x17        read    0x1 → 0x2\n\n\
          The surfaces differ in 1 place.\n"
     );
     assert_eq!(output.status.code(), Some(1));

@@ -189,7 +189,7 @@ fn describe(action: Action, handlers: &[&str]) -> String {
         Action::Fault => "fault".to_owned(),
         Action::Ignore => "ignore".to_owned(),
         Action::Value(value) => format!("= {value:#x}"),
-        Action::Mask(mask) => format!("bits {:#x} = {:#x}", mask.replaced, mask.ones),
+        Action::Mask(mask) => format!("mask {:#x} = {:#x}", mask.replaced, mask.ones),
         Action::Writable(bits) => writable(bits),
         Action::Shadow(shadow) => {
             let scope = match shadow.scope {

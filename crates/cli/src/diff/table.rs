@@ -6,8 +6,6 @@ use anstyle::{AnsiColor, Style};
 use msrgate_core::MsrIndex;
 use serde::Serialize;
 
-use super::name;
-
 const BOLD: Style = Style::new().bold();
 const OLD: Style = AnsiColor::Red.on_default();
 const NEW: Style = AnsiColor::Green.on_default();
@@ -37,15 +35,20 @@ impl Subject {
     fn name(&self) -> String {
         match *self {
             Self::Default(_, about) => about.to_owned(),
-            Self::Msrs { first, last } => name(first, last).unwrap_or_else(|| "-".to_owned()),
+            Self::Msrs { first, last } => {
+                let name = first.name().map(str::to_owned);
+                match u64::from(last.0.saturating_sub(first.0)) + 1 {
+                    1 => name.unwrap_or_else(|| "-".to_owned()),
+                    count => format!("{count} from {}", name.unwrap_or_else(|| first.to_string())),
+                }
+            }
         }
     }
 
     fn index(&self) -> String {
         match *self {
             Self::Default(..) => "-".to_owned(),
-            Self::Msrs { first, last } if first == last => first.to_string(),
-            Self::Msrs { first, last } => format!("{first}..={last}"),
+            Self::Msrs { first, .. } => first.to_string(),
         }
     }
 }
@@ -54,23 +57,22 @@ impl Subject {
 pub(super) fn write(out: &mut dyn Write, kind: &str, rows: &[Row], most: usize) -> io::Result<()> {
     let shown = &rows[..rows.len().min(most)];
     let names: Vec<String> = shown.iter().map(|row| row.subject.name()).collect();
-    let indices: Vec<String> = shown.iter().map(|row| row.subject.index()).collect();
-    let width = |texts: &[String], title: &str| {
-        let longest = texts.iter().map(String::len).max().unwrap_or(0);
-        longest.max(title.len())
-    };
-    let (name_width, index_width) = (width(&names, "MSR"), width(&indices, "INDEX"));
+    // A row that takes two lines in any case does not make the others do so.
+    let fitting = shown
+        .iter()
+        .zip(&names)
+        .filter(|(row, name)| row.fits(name.len()));
+    let width = fitting.map(|(_, name)| name.len()).max().unwrap_or(0);
+    let width = width.max("MSR".len());
     if !shown.is_empty() {
         writeln!(
             out,
-            "{BOLD}{:name_width$}  {:index_width$}  ACCESS  A → B{BOLD:#}",
+            "{BOLD}{:width$}  {:<10}  ACCESS  A → B{BOLD:#}",
             "MSR", "INDEX"
         )?;
     }
-    for (row, (name, index)) in shown.iter().zip(names.iter().zip(&indices)) {
-        let access = row.access;
-        write!(out, "{name:name_width$}  {index:index_width$}  {access}")?;
-        write_sides(out, row, name_width + index_width + 4)?;
+    for (row, name) in shown.iter().zip(&names) {
+        row.write(out, name, width)?;
     }
     if !shown.is_empty() {
         writeln!(out)?;
@@ -78,17 +80,29 @@ pub(super) fn write(out: &mut dyn Write, kind: &str, rows: &[Row], most: usize) 
     writeln!(out, "{}", summary(kind, rows.len(), shown.len()))
 }
 
-/// What differs, behind the direction, which is in `column`, if there is room, or below it.
-fn write_sides(out: &mut dyn Write, row: &Row, column: usize) -> io::Result<()> {
-    let [a, b] = &row.sides;
-    let both = a.len() + " → ".chars().count() + b.len();
-    if column + "ACCESS  ".len() + both <= WIDTH {
-        let gap = "ACCESS  ".len() - row.access.len();
-        writeln!(out, "{:gap$}{OLD}{a}{OLD:#} → {NEW}{b}{NEW:#}", "")
-    } else if INDENT + both <= WIDTH {
-        writeln!(out, "\n{:INDENT$}{OLD}{a}{OLD:#} → {NEW}{b}{NEW:#}", "")
-    } else {
-        writeln!(out)?;
+impl Row {
+    /// Columns of both sides.
+    fn sides_width(&self) -> usize {
+        self.sides[0].len() + " → ".chars().count() + self.sides[1].len()
+    }
+
+    /// Whether all is on one line where names have `width` columns.
+    fn fits(&self, width: usize) -> bool {
+        width + "  0x00000000  ACCESS  ".len() + self.sides_width() <= WIDTH
+    }
+
+    /// On one line, or with the sides below it.
+    fn write(&self, out: &mut dyn Write, name: &str, width: usize) -> io::Result<()> {
+        let (index, access) = (self.subject.index(), self.access);
+        let [a, b] = &self.sides;
+        let both = format!("{OLD}{a}{OLD:#} → {NEW}{b}{NEW:#}");
+        if self.fits(width.max(name.len())) {
+            return writeln!(out, "{name:width$}  {index:<10}  {access:<6}  {both}");
+        }
+        writeln!(out, "{name:width$}  {index:<10}  {access}")?;
+        if INDENT + self.sides_width() <= WIDTH {
+            return writeln!(out, "{:INDENT$}{both}", "");
+        }
         write_wrapped(out, "  ", a, OLD)?;
         write_wrapped(out, "→ ", b, NEW)
     }
