@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
+use crate::observe::HANDLERS;
 use crate::policy::compile_from;
 
 /// Say what a guest sees of an MSR under a policy, and why.
@@ -39,7 +40,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     let options = Options {
-        handlers: &["host"],
+        handlers: HANDLERS,
         ..Options::default()
     };
     let name = args.policy.display().to_string();

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, bail};
 use miette::{LabeledSpan, MietteHandlerOpts, NamedSource, Report, SourceCode};
 use msrgate_policy::{
-    Compiled, Diagnostic, Label, Options, Severity, Source, Sources, compile_with,
+    Compiled, Diagnostic, HostFacts, Label, Options, Severity, Source, Sources, compile_with,
 };
 
 /// What a policy file may not exceed.
@@ -26,6 +26,20 @@ pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::R
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
     let (sources, compiled) = compile_from(&name, file, options)?;
+    draw(&sources, &compiled.warnings);
+    Ok(compiled)
+}
+
+/// The same, with warnings of what is doubtful on this host only.
+pub(crate) fn compile_file_here(path: &Path) -> anyhow::Result<Compiled> {
+    let name = path.display().to_string();
+    let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
+    let (sources, mut compiled) = compile_from(&name, file, &Options::default())?;
+    let host = HostFacts {
+        ignore_msrs: msrgate_kvm::ignore_msrs(),
+    };
+    let warnings = compiled.host_warnings(&host);
+    compiled.warnings.extend(warnings);
     draw(&sources, &compiled.warnings);
     Ok(compiled)
 }

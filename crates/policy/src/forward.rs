@@ -39,6 +39,11 @@ pub fn host_path(index: MsrIndex, access: Access) -> HostPath {
         .map_or(Unknown, |row| row.paths[access as usize])
 }
 
+/// Whether KVM has any use for the MSR, in either direction.
+pub(crate) fn is_known(index: MsrIndex) -> bool {
+    index.is_x2apic() || Access::ALL.map(|access| host_path(index, access)) != [Unknown; 2]
+}
+
 /// The MSRs of `first..=last` for which the host path is not the same, by index.
 pub(crate) fn differences(
     first: u32,

@@ -61,3 +61,4 @@ pub use source::{Place, Source, SourceId, Sources, Span};
 pub use surface::{
     Difference, Side, Surface, SurfaceError, SurfaceHost, SurfaceMsr, Tried, Window,
 };
+pub use warn::HostFacts;
