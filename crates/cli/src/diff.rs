@@ -113,7 +113,7 @@ fn read(path: &Path) -> anyhow::Result<Document> {
         handlers: HANDLERS,
         ..Options::default()
     };
-    let (_, policy) = compile_from(&name, file, &options)?;
+    let policy = compile_from(&name, file, &options)?;
     Ok(Document::Policy(Box::new(policy)))
 }
 

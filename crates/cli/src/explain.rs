@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     let name = args.policy.display().to_string();
     let file =
         File::open(&args.policy).with_context(|| format!("cannot read the policy {name}"))?;
-    let (sources, compiled) = compile_from(&name, file, &options)?;
+    let compiled = compile_from(&name, file, &options)?;
     let mut host = Host::open(args.backend)?;
     let read = compiled.explain(Instruction::Rdmsr(args.msr), &mut host);
     let value = args.value.unwrap_or(match read.sees {
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         args,
         backend: host.name,
         compiled: &compiled,
-        sources: &sources,
+        sources: &compiled.sources,
         explanations: [read, write],
     };
     if args.json {

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use msrgate_policy::{Compiled, Observations, Options, Source, compile_with};
 use msrgate_trace::{Facts, Observation, PolicySource, Reader, Summary};
 
+use crate::policy::included;
 use crate::warn;
 
 /// What policies may call the handlers of this program.
@@ -49,11 +50,12 @@ pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> 
 
 /// The policies that were in force.
 fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
-    let load = |_: &str, path: &str| {
-        let found = facts.policies.iter().find(|policy| policy.name == path);
+    let load = |from: &str, path: &str| {
+        let path = included(from, path).display().to_string();
+        let found = facts.includes.iter().find(|include| include.name == path);
         let found = found.ok_or_else(|| "the trace does not have it".to_owned())?;
         Ok(Source {
-            name: found.name.clone(),
+            name: path,
             text: found.text.clone(),
         })
     };

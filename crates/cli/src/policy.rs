@@ -25,8 +25,8 @@ pub(crate) fn compile_file(path: &Path) -> anyhow::Result<Compiled> {
 pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::Result<Compiled> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
-    let (sources, compiled) = compile_from(&name, file, options)?;
-    draw(&sources, &compiled.warnings);
+    let compiled = compile_from(&name, file, options)?;
+    draw(&compiled.sources, &compiled.warnings);
     Ok(compiled)
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn compile_from(
     name: &str,
     file: impl Read,
     options: &Options<'_>,
-) -> anyhow::Result<(Sources, Compiled)> {
+) -> anyhow::Result<Compiled> {
     let text = read(file).with_context(|| format!("cannot read the policy {name}"))?;
     let options = Options {
         load: Some(&load),
@@ -60,18 +60,14 @@ pub(crate) fn compile_from(
 
 /// Compiles the policy `text`, which is known as `name`, and includes nothing.
 pub(crate) fn compile_source(name: &str, text: &str) -> anyhow::Result<Compiled> {
-    let (sources, compiled) = compile_text(name, text, &Options::default())?;
-    draw(&sources, &compiled.warnings);
+    let compiled = compile_text(name, text, &Options::default())?;
+    draw(&compiled.sources, &compiled.warnings);
     Ok(compiled)
 }
 
-fn compile_text(
-    name: &str,
-    text: &str,
-    options: &Options<'_>,
-) -> anyhow::Result<(Sources, Compiled)> {
+fn compile_text(name: &str, text: &str, options: &Options<'_>) -> anyhow::Result<Compiled> {
     match compile_with(name, text, options) {
-        (sources, Ok(compiled)) => Ok((sources, compiled)),
+        (_, Ok(compiled)) => Ok(compiled),
         (sources, Err(diagnostics)) => {
             draw(&sources, &diagnostics);
             let count = diagnostics
@@ -86,14 +82,19 @@ fn compile_text(
 
 /// Reads a file that another one, `from`, includes as `path`.
 fn load(from: &str, path: &str) -> Result<Source, String> {
-    let path = Path::new(from).parent().unwrap_or(Path::new("")).join(path);
+    let path = included(from, path);
     let text = File::open(&path)
         .and_then(read)
         .map_err(|error| error.to_string())?;
     Ok(Source {
-        name: short(&path).display().to_string(),
+        name: path.display().to_string(),
         text,
     })
+}
+
+/// What a file is known by that another one, `from`, includes as `path`.
+pub(crate) fn included(from: &str, path: &str) -> PathBuf {
+    short(&Path::new(from).parent().unwrap_or(Path::new("")).join(path))
 }
 
 /// Without `folder/..`: what a file is known by must not depend on the way to it.

@@ -14,7 +14,7 @@ use msrgate_trace::{Facts, Header, Observation, PolicySource, Writer};
 )]
 mod support;
 
-use support::{command, file, msrgate, stderr, stdout};
+use support::{backends, command, file, msrgate, stderr, stdout};
 
 fn event(index: u32, access: Access, outcome: Outcome, value: u64) -> Event {
     Event {
@@ -135,6 +135,34 @@ fn rule_of_the_traces_policy_is_carried_over() {
 }
 
 #[test]
+fn policy_that_the_traces_policy_includes_is_read_from_the_trace() {
+    let source = |name: &str, text: &str| PolicySource {
+        name: name.to_owned(),
+        text: text.to_owned(),
+    };
+    let mut header = Header::default();
+    header.facts.observation = Some(Observation::Native);
+    header.facts.policies = vec![source(
+        "dir/a.toml",
+        "version = 1\ninclude = ['../b.toml']\n",
+    )];
+    let rule = "version = 1\n[[rule]]\nmsr = 0x17\nshadow = { reset = 7 }\n";
+    header.facts.includes = vec![source("b.toml", rule)];
+    let mut bytes = Vec::new();
+    let mut writer = Writer::new(&mut bytes, &header).expect("memory");
+    let event = event(0x17, Access::Read, Outcome::Shadow, 7);
+    writer.record(&Timed { time_ns: 0, event });
+    writer.finish();
+    let output = learn(&[&file("learn-include.msrtrace", &bytes)]);
+    assert_eq!(stderr(&output), "");
+    assert!(
+        stdout(&output).contains("reset = 0x7"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
 fn answer_of_a_rule_that_is_not_in_the_trace_is_warned_of() {
     let handled = [event(0x17, Access::Read, Outcome::Handled, 7)];
     let without = file(
@@ -241,4 +269,90 @@ fn accesses_that_no_filter_allows_are_drawn() {
         text.contains("no filter of KVM allows what was observed"),
         "{text}"
     );
+}
+
+/// Runs the tour; gives its console back, which is what is before the table.
+fn tour(backend: &str, arguments: &[&str]) -> String {
+    let output = command(&["run", "--backend", backend])
+        .args(arguments)
+        .output();
+    let output = output.expect("msrgate runs");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let (console, _) = stdout(&output).split_once("\nMSR ").expect("a table");
+    console.to_owned()
+}
+
+fn tour_policy(name: &str) -> PathBuf {
+    file(name, msrgate(&["run", "--print-policy"]).stdout.as_slice())
+}
+
+fn path(name: &str) -> String {
+    file(name, b"").to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn tour_behaves_the_same_under_what_was_learned_from_it() {
+    let policy = tour_policy("learn-tour.toml");
+    let policy = policy.to_str().expect("UTF-8");
+    let (before, after) = (path("learn-before.msrtrace"), path("learn-after.msrtrace"));
+    tour("soft", &["--policy", policy, "--trace", &before]);
+    let learned = path("learn-learned.toml");
+    let output = msrgate(&["learn", &before, "-o", &learned]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    for backend in backends() {
+        let expected = tour(backend, &["--policy", policy]);
+        assert!(expected.contains("caught #GP"), "{expected}");
+        let console = tour(backend, &["--policy", &learned, "--trace", &after]);
+        assert_eq!(console, expected, "on {backend}");
+        let output = msrgate(&["diff", &before, &after]);
+        assert_eq!(
+            stdout(&output),
+            "The traces do not differ.\n",
+            "on {backend}"
+        );
+    }
+}
+
+#[test]
+fn tour_under_two_policies_differs_only_in_what_learn_told_of() {
+    let (trace, learned) = (path("learn-two.msrtrace"), path("learn-two.toml"));
+    let expected = tour("soft", &["--trace", &trace]);
+    let output = msrgate(&["learn", &trace, "-o", &learned]);
+    let warning = "reads of 0x474f4f00 and 2 more were answered in several ways";
+    assert!(stderr(&output).contains(warning), "{}", stderr(&output));
+    let console = tour("soft", &["--policy", &learned]);
+    let differing: Vec<&str> = expected
+        .lines()
+        .zip(console.lines())
+        .filter(|(expected, found)| expected != found)
+        .map(|(expected, _)| expected)
+        .collect();
+    assert_eq!(
+        differing,
+        [
+            "   I read IA32_KERNEL_GS_BASE again and saw 0x6d737267617465.",
+            "   I read MSR 0x474f4f00 again and caught #GP.",
+            "   I read IA32_KERNEL_GS_BASE once more and saw 0x1234.",
+        ]
+    );
+    assert_eq!(console.lines().count(), expected.lines().count());
+}
+
+#[test]
+fn document_shows_the_tours_policy() {
+    const DOCUMENT: &str = include_str!("../../../docs/learn.md");
+    let policy = tour_policy("learn-document.toml");
+    let trace = path("learn-document.msrtrace");
+    tour(
+        "soft",
+        &[
+            "--policy",
+            policy.to_str().expect("UTF-8"),
+            "--trace",
+            &trace,
+        ],
+    );
+    let output = msrgate(&["learn", &trace]);
+    let shown = format!("```toml\n{}```", stdout(&output));
+    assert!(DOCUMENT.contains(&shown), "{}", stdout(&output));
 }

@@ -23,9 +23,11 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// #GP beside something else is KVM's doing, and will be again.
+    /// Some of it was answered otherwise than it will be. #GP beside what KVM does is KVM's, and comes again.
     pub(super) fn is_ambiguous(&self) -> bool {
-        self.action.is_some() && self.others.keys().any(|&other| other != Outcome::Fault)
+        let is_constant = matches!(self.action, Some(Action::Value(_) | Action::Ignore));
+        let differs = |outcome: &Outcome| is_constant || *outcome != Outcome::Fault;
+        self.action.is_some() && self.others.keys().any(differs)
     }
 
     /// It was answered, and is not any more.

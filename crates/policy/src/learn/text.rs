@@ -44,10 +44,15 @@ pub(super) fn write(observations: &Observations, msrs: &[Msr], handlers: &[&str]
     push_refused(
         &mut text,
         &others,
-        "Answered by rules that no trace holds, and now #GP:",
+        "Answered by rules that no trace has, and refused now:",
         Choice::is_lost,
     );
-    push_refused(&mut text, &others, "#GP, as they were:", Choice::is_refused);
+    push_refused(
+        &mut text,
+        &others,
+        "Refused, as before:",
+        Choice::is_refused,
+    );
     text
 }
 
