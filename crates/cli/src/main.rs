@@ -8,6 +8,7 @@ mod check;
 mod console;
 mod diff;
 mod explain;
+mod export;
 mod learn;
 mod log;
 mod observe;
@@ -47,6 +48,7 @@ enum Command {
     Explain(explain::Args),
     Wrap(wrap::Args),
     Learn(learn::Args),
+    Export(export::Args),
     Surface(surface::Args),
     Diff(diff::Args),
 }
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Wrap(args) => wrap::run(&args),
         Command::Learn(args) => learn::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Surface(args) => surface::run(&args),
         Command::Diff(args) => diff::run(&args),
     };

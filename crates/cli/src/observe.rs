@@ -75,7 +75,8 @@ fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
     facts.policies.iter().filter_map(compiled).collect()
 }
 
-fn warn_of_gaps(name: &str, summary: &Summary) {
+/// Warns of what is missing in a trace that was read to its end.
+pub(crate) fn warn_of_gaps(name: &str, summary: &Summary) {
     if summary.is_torn {
         warn(format!("{name} is torn: it is used as far as it goes"));
     }

@@ -1,41 +1,59 @@
 //! Writing a file whole or not at all.
 
-use std::fs;
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use tempfile::NamedTempFile;
 
 /// Puts `bytes` into the file `path`. Who reads it meanwhile sees all of the old ones or all of the new ones.
 /// What is no regular file (a pipe, a terminal) is written as it is.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    write_file_with(path, |out| Ok(out.write_all(bytes)?))
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (path, permissions) = match fs::metadata(path) {
+/// The same for what need not be in memory all at once: `write` writes it.
+pub(crate) fn write_file_with(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
-            return fs::OpenOptions::new()
-                .write(true)
-                .open(path)?
-                .write_all(bytes);
+            let file = fs::OpenOptions::new().write(true).open(path);
+            write(&mut file.with_context(cannot)?).with_context(cannot)
         }
-        Ok(found) => (fs::canonicalize(path)?, found.permissions()),
-        // The process's mask takes away what it takes from any new file.
-        Err(_) => (path.to_owned(), fs::Permissions::from_mode(0o666)),
-    };
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    fs::metadata(folder)?;
-    let mut file = tempfile::Builder::new()
-        .permissions(permissions)
-        .tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
+        found => {
+            let mut file = Replacement::of(path, found.ok()).with_context(cannot)?;
+            write(file.0.as_file_mut()).with_context(cannot)?;
+            file.0.persist(file.1).with_context(cannot)?;
+            Ok(())
+        }
+    }
+}
+
+/// A file beside the one that it will replace, and the path of that one.
+struct Replacement(NamedTempFile, PathBuf);
+
+impl Replacement {
+    fn of(path: &Path, found: Option<Metadata>) -> io::Result<Self> {
+        let (path, permissions) = match found {
+            Some(found) => (fs::canonicalize(path)?, found.permissions()),
+            // The process's mask takes away what it takes from any new file.
+            None => (path.to_owned(), Permissions::from_mode(0o666)),
+        };
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        fs::metadata(folder)?;
+        let file = tempfile::Builder::new()
+            .permissions(permissions)
+            .tempfile_in(folder)?;
+        Ok(Self(file, path))
+    }
 }
 
 #[cfg(test)]
@@ -58,7 +76,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, link) = (folder.path().join("out"), folder.path().join("link"));
         fs::write(&path, "old").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
         write_file(&link, b"new").unwrap();
         assert!(link.is_symlink());
