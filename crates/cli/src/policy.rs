@@ -34,13 +34,13 @@ pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::R
 pub(crate) fn compile_file_here(path: &Path) -> anyhow::Result<Compiled> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
-    let (sources, mut compiled) = compile_from(&name, file, &Options::default())?;
+    let mut compiled = compile_from(&name, file, &Options::default())?;
     let host = HostFacts {
         ignore_msrs: msrgate_kvm::ignore_msrs(),
     };
     let warnings = compiled.host_warnings(&host);
     compiled.warnings.extend(warnings);
-    draw(&sources, &compiled.warnings);
+    draw(&compiled.sources, &compiled.warnings);
     Ok(compiled)
 }
 
