@@ -9,6 +9,7 @@ mod console;
 mod diff;
 mod explain;
 mod export;
+mod import;
 mod learn;
 mod log;
 mod observe;
@@ -51,6 +52,7 @@ enum Command {
     Export(export::Args),
     Surface(surface::Args),
     Diff(diff::Args),
+    Import(import::Args),
 }
 
 /// How a verb ended, where nothing went wrong.
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Surface(args) => surface::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Import(args) => import::run(&args),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,

@@ -113,7 +113,8 @@ fn short(path: &Path) -> PathBuf {
     short
 }
 
-fn read(file: impl Read) -> io::Result<String> {
+/// A text that is not too long for us.
+pub(crate) fn read(file: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {

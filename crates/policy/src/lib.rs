@@ -5,6 +5,7 @@
 //! * [`Compiled::deciders`], [`Compiled::segments`]: which rule decides an access, and what is written about all of them.
 //! * [`Compiled::explain`]: what a guest sees of one access, and every decision on the way.
 //! * [`Diagnostic`]: what is wrong with the text, where, and what to write instead. Many per run.
+//! * [`import`]: policies that were written for crosvm, Firecracker, msr-safe, libvirt or VirtualBox.
 //! * [`Surface`]: what a VM makes of every MSR, as a document that can be compared.
 //!
 //! ```
@@ -33,6 +34,7 @@ mod document;
 mod explain;
 mod filter;
 mod forward;
+mod import;
 mod include;
 mod learn;
 mod parse;
@@ -54,6 +56,7 @@ pub use explain::{
     Step,
 };
 pub use forward::{HostPath, host_path};
+pub use import::{ImportError, Imported, Note, Peer, import};
 pub use include::Load;
 pub use learn::{Answered, LearnError, Learned, Observations, TraceDifference};
 pub use resolve::Segment;
