@@ -11,8 +11,9 @@ use msrgate_core::Access;
 use msrgate_policy::{
     Compiled, Difference, Msrs, Observations, Options, PolicyDifference, Surface, TraceDifference,
 };
+use msrgate_trace::Observation;
 
-use crate::observe::{HANDLERS, Trace, read_trace};
+use crate::observe::{HANDLERS, Trace, printable, read_trace};
 use crate::policy::compile_from;
 use crate::{Status, warn};
 use table::{Row, Subject};
@@ -36,7 +37,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
-    let (kind, rows) = match (read(&args.a)?, read(&args.b)?) {
+    let (a, b) = (read(&args.a)?, read(&args.b)?);
+    let about = [a.about(), b.about()];
+    let (kind, rows) = match (a, b) {
         (Document::Policy(a), Document::Policy(b)) => {
             let differences = Compiled::compare(&a, &b);
             ("policies", differences.iter().map(policy_row).collect())
@@ -60,6 +63,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     } else {
         let most = if args.all { rows.len() } else { MOST_ROWS };
         let mut out = anstream::AutoStream::auto(io::stdout().lock());
+        table::write_heading(&mut out, &about)?;
         table::write(&mut out, kind, &rows, most)?;
     }
     Ok(if rows.is_empty() {
@@ -80,6 +84,28 @@ enum Document {
 }
 
 impl Document {
+    /// Where it was made; nothing is known of that of a policy.
+    fn about(&self) -> String {
+        let parts = match self {
+            Self::Policy(_) => Vec::new(),
+            Self::Trace(trace) => {
+                let facts = &trace.facts;
+                let observation = facts.observation.map_or("", Observation::word);
+                vec![&facts.guest, &facts.backend, &facts.kernel, observation]
+            }
+            Self::Surface(surface) => {
+                let host = &surface.host;
+                vec![&surface.backend, &host.kernel, host.processor.trim()]
+            }
+        };
+        let known: Vec<String> = parts
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .map(printable)
+            .collect();
+        known.join(", ")
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Self::Policy(_) => "policy",
@@ -135,7 +161,7 @@ fn policy_row(difference: &PolicyDifference) -> Row {
 
 fn trace_rows(a: &Trace, b: &Trace) -> Vec<Row> {
     if a.observations.sees_otherwise(&b.observations) {
-        let word = |trace: &Trace| trace.observation.map_or("unknown", |it| it.word());
+        let word = |trace: &Trace| trace.facts.observation.map_or("unknown", Observation::word);
         warn(format!(
             "one trace shows what the other cannot ({} and {}): what KVM did by itself is compared \
              only where both show it",

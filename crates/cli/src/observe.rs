@@ -18,8 +18,8 @@ const MOST_POLICIES: usize = 64;
 /// A trace that was read.
 pub(crate) struct Trace {
     pub(crate) observations: Observations,
-    /// Which accesses it can show.
-    pub(crate) observation: Option<Observation>,
+    /// What it is of.
+    pub(crate) facts: Facts,
 }
 
 /// Reads a whole trace, which is called `name`, and warns of what is missing in it.
@@ -44,7 +44,7 @@ pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> 
     warn_of_gaps(name, reader.summary());
     Ok(Trace {
         observations,
-        observation: facts.observation,
+        facts,
     })
 }
 
@@ -67,7 +67,7 @@ fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
         let compiled = compile_with(&policy.name, &policy.text, &options).1;
         if let Err(diagnostics) = &compiled {
             let why = diagnostics.first().map_or("", |found| &found.message);
-            let policy = &policy.name;
+            let (policy, why) = (printable(&policy.name), printable(why));
             warn(format!("{name}: its policy {policy} is passed over: {why}"));
         }
         compiled.ok()
@@ -76,7 +76,20 @@ fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
 }
 
 /// Warns of what is missing in a trace that was read to its end.
-pub(crate) fn warn_of_gaps(name: &str, summary: &Summary) {
+pub(crate) /// What a file says of itself, as what may be shown: its beginning, without what would control a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = text.chars().take(LONGEST_SHOWN);
+    let mut shown: String = shown.map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().nth(LONGEST_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Characters of what a file says of itself that are shown.
+const LONGEST_SHOWN: usize = 64;
+
+fn warn_of_gaps(name: &str, summary: &Summary) {
     if summary.is_torn {
         warn(format!("{name} is torn: it is used as far as it goes"));
     }
@@ -92,5 +105,18 @@ pub(crate) fn warn_of_gaps(name: &str, summary: &Summary) {
         warn(format!(
             "{name}: {lost} accesses were lost when it was written"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_control_a_terminal_or_fill_it_is_not_shown() {
+        assert_eq!(printable("guest \u{1b}[31m\n"), "guest ?[31m?");
+        let long = "ä".repeat(LONGEST_SHOWN + 1);
+        assert_eq!(printable(&long), "ä".repeat(LONGEST_SHOWN) + "…");
+        assert_eq!(printable(&long[2..]), long[2..]);
     }
 }

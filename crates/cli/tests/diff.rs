@@ -128,6 +128,9 @@ fn traces_differ_in_accesses_and_answers() {
         ],
     );
     let expected = "\
+A  native
+B  native
+
 MSR                INDEX       ACCESS  A → B
 IA32_BIOS_SIGN_ID  0x8b        read    = 0x5 → = 0x6
 IA32_BIOS_SIGN_ID  0x8b        write   not made → ignored
@@ -148,7 +151,8 @@ fn what_a_trace_cannot_show_is_not_compared_and_told() {
     let one = trace("diff-native.msrtrace", Observation::Native, &all);
     let other = trace("diff-deflected.msrtrace", Observation::Deflected, &seen);
     let output = diff(&[], &one, &other);
-    assert_eq!(stdout(&output), "The traces do not differ.\n");
+    let expected = "A  native\nB  deflected\n\nThe traces do not differ.\n";
+    assert_eq!(stdout(&output), expected);
     assert!(
         stderr(&output).contains("what the other cannot (native and deflected)"),
         "{}",
@@ -170,7 +174,8 @@ fn surfaces_are_compared_by_their_own_rules() {
     let output = diff(&[], &one, &other);
     assert_eq!(
         stdout(&output),
-        "MSR               INDEX       ACCESS  A → B\n\
+        "A  soft\nB  soft\n\n\
+         MSR               INDEX       ACCESS  A → B\n\
          IA32_PLATFORM_ID  0x17        read    0x1 → 0x2\n\n\
          The surfaces differ in 1 place.\n"
     );

@@ -53,6 +53,27 @@ impl Subject {
     }
 }
 
+/// Where both files were made, if that is known of one.
+pub(super) fn write_heading(out: &mut dyn Write, about: &[String; 2]) -> io::Result<()> {
+    if about.iter().all(String::is_empty) {
+        return Ok(());
+    }
+    for (mark, (about, style)) in ["A", "B"].into_iter().zip(about.iter().zip([OLD, NEW])) {
+        let about = if about.is_empty() {
+            "(nothing is known)"
+        } else {
+            about
+        };
+        write_wrapped(
+            out,
+            &format!("{style}{mark}{style:#}  "),
+            about,
+            Style::new(),
+        )?;
+    }
+    writeln!(out)
+}
+
 /// The first `most` of `rows`, and how many there are.
 pub(super) fn write(out: &mut dyn Write, kind: &str, rows: &[Row], most: usize) -> io::Result<()> {
     let shown = &rows[..rows.len().min(most)];
@@ -103,27 +124,28 @@ impl Row {
         if INDENT + self.sides_width() <= WIDTH {
             return writeln!(out, "{:INDENT$}{both}", "");
         }
-        write_wrapped(out, "  ", a, OLD)?;
-        write_wrapped(out, "→ ", b, NEW)
+        write_wrapped(out, "      ", a, OLD)?;
+        write_wrapped(out, "    → ", b, NEW)
     }
 }
 
-/// On as many lines as it takes.
+/// Behind `mark`, on as many lines as it takes.
 fn write_wrapped(out: &mut dyn Write, mark: &str, text: &str, style: Style) -> io::Result<()> {
+    const MARK: usize = INDENT + 2;
     let mut line = String::new();
-    let mut mark = mark;
+    let mut mark = mark.to_owned();
     for word in text.split(' ') {
-        if !line.is_empty() && INDENT + 2 + line.len() + 1 + word.len() > WIDTH {
-            writeln!(out, "{:INDENT$}{mark}{style}{line}{style:#}", "")?;
+        if !line.is_empty() && MARK + line.len() + 1 + word.len() > WIDTH {
+            writeln!(out, "{mark}{style}{line}{style:#}")?;
             line.clear();
-            mark = "  ";
+            mark = " ".repeat(INDENT + 2);
         }
         if !line.is_empty() {
             line.push(' ');
         }
         line.push_str(word);
     }
-    writeln!(out, "{:INDENT$}{mark}{style}{line}{style:#}", "")
+    writeln!(out, "{mark}{style}{line}{style:#}")
 }
 
 fn summary(kind: &str, count: usize, shown: usize) -> String {
