@@ -70,7 +70,7 @@ const EDGES: [u32; 16] = [
     0xffff_fffe,
 ];
 
-const GROUPS: [&str; 4] = ["@mtrr", "@mce", "@syscall", "@rapl"];
+const GROUPS: [&str; 5] = ["@mtrr", "@mca", "@syscall", "@tsc", "@kvm"];
 
 /// A policy that compiles, and what it names.
 pub(crate) struct Case {
@@ -97,11 +97,11 @@ impl Case {
     /// An access that this policy may have an opinion on.
     pub(crate) fn instruction(&self, random: &mut Random) -> Instruction {
         let index = MsrIndex(match random.below(16) {
-            0..=6 if !self.named.is_empty() => random
+            0..=8 if !self.named.is_empty() => random
                 .pick(&self.named)
                 .wrapping_add(random.pick(&[0, 0, 0, 1, u32::MAX])),
-            0..=9 => random.pick(&PLAIN),
-            10..=12 => random.pick(&EDGES),
+            0..=11 => random.pick(&PLAIN),
+            12 => random.pick(&EDGES),
             13 => 0x800 + random.below(0x100),
             14 => u32::MAX,
             _ => random.word(),
@@ -142,7 +142,7 @@ fn policy(random: &mut Random) -> (String, Vec<u32>) {
         }
     }
     let mut named = Vec::new();
-    for _ in 0..random.below(7) {
+    for _ in 0..random.below(9) {
         rule(random, &mut text, &mut named);
     }
     (text, named)
@@ -160,7 +160,7 @@ fn rule(random: &mut Random, text: &mut String, named: &mut Vec<u32>) {
         _ => writeln!(text, "{}", both(random)),
     }
     .unwrap();
-    if random.one_in(4) {
+    if random.one_in(3) {
         text.push_str("log = true\n");
     }
 }
@@ -192,13 +192,13 @@ fn selector(random: &mut Random, named: &mut Vec<u32>) -> String {
 fn read(random: &mut Random) -> String {
     match random.below(6) {
         0 => format!("{{ value = {:#x} }}", random.bits() >> 1),
-        1 => format!("{{ mask = '{}' }}", tri_state(random)),
+        1 | 2 => format!("{{ mask = '{}' }}", tri_state(random)),
         _ => word(random),
     }
 }
 
 fn write(random: &mut Random) -> String {
-    match random.below(4) {
+    match random.below(3) {
         0 => format!("{{ {} }}", writable(random)),
         _ => word(random),
     }
@@ -217,7 +217,7 @@ fn both(random: &mut Random) -> String {
 }
 
 fn word(random: &mut Random) -> String {
-    format!("'{}'", random.pick(&["allow", "fault", "ignore"]))
+    format!("'{}'", random.pick(&["allow", "allow", "fault", "ignore"]))
 }
 
 fn writable(random: &mut Random) -> String {
