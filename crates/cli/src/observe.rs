@@ -75,11 +75,12 @@ fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
     facts.policies.iter().filter_map(compiled).collect()
 }
 
-/// Warns of what is missing in a trace that was read to its end.
-pub(crate) /// What a file says of itself, as what may be shown: its beginning, without what would control a terminal.
+/// What a file says of itself, as what may be shown: its beginning, without what would control a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let shown = text.chars().take(LONGEST_SHOWN);
-    let mut shown: String = shown.map(|c| if c.is_control() { '?' } else { c }).collect();
+    let mut shown: String = shown
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect();
     if text.chars().nth(LONGEST_SHOWN).is_some() {
         shown.push('…');
     }
@@ -89,7 +90,8 @@ pub(crate) fn printable(text: &str) -> String {
 /// Characters of what a file says of itself that are shown.
 const LONGEST_SHOWN: usize = 64;
 
-fn warn_of_gaps(name: &str, summary: &Summary) {
+/// Warns of what is missing in a trace that was read to its end.
+pub(crate) fn warn_of_gaps(name: &str, summary: &Summary) {
     if summary.is_torn {
         warn(format!("{name} is torn: it is used as far as it goes"));
     }
