@@ -13,7 +13,8 @@ use msrgate_policy::{
 };
 use msrgate_trace::Observation;
 
-use crate::observe::{HANDLERS, Trace, printable, read_trace};
+use crate::host::HANDLERS;
+use crate::observe::{Trace, printable, read_trace};
 use crate::policy::compile_from;
 use crate::{Status, warn};
 use table::{Row, Subject};

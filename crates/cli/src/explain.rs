@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
-use crate::observe::HANDLERS;
+use crate::host::HANDLERS;
 use crate::policy::compile_from;
 
 /// Say what a guest sees of an MSR under a policy, and why.

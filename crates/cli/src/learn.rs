@@ -8,7 +8,8 @@ use anyhow::{Context, bail};
 use msrgate_core::{Access, MsrIndex};
 use msrgate_policy::{LearnError, Learned, Observations};
 
-use crate::observe::{HANDLERS, read_trace};
+use crate::host::HANDLERS;
+use crate::observe::read_trace;
 use crate::output::write_file;
 use crate::policy::draw;
 use crate::{Status, warn};

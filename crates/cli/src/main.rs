@@ -9,6 +9,7 @@ mod console;
 mod diff;
 mod explain;
 mod export;
+mod host;
 mod import;
 mod learn;
 mod log;

@@ -6,11 +6,9 @@ use anyhow::{Context, bail};
 use msrgate_policy::{Compiled, Observations, Options, Source, compile_with};
 use msrgate_trace::{Facts, Observation, PolicySource, Reader, Summary};
 
+use crate::host::HANDLERS;
 use crate::policy::included;
 use crate::warn;
-
-/// What policies may call the handlers of this program.
-pub(crate) const HANDLERS: &[&str] = &["host"];
 
 /// No guest changes between more policies than these, which are all looked at for each access.
 const MOST_POLICIES: usize = 64;

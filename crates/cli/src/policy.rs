@@ -11,6 +11,8 @@ use msrgate_policy::{
     Compiled, Diagnostic, HostFacts, Label, Options, Severity, Source, Sources, compile_with,
 };
 
+use crate::host::HANDLERS;
+
 /// What a policy file may not exceed.
 const MAX_BYTES: u64 = 16 << 20;
 /// How many diagnostics are drawn; the rest is only counted.
@@ -18,7 +20,11 @@ const MAX_DRAWN: usize = 20;
 
 /// Compiles the policy in the file `path`; warnings and errors go to the standard error.
 pub(crate) fn compile_file(path: &Path) -> anyhow::Result<Compiled> {
-    compile_file_with(path, &Options::default())
+    let options = Options {
+        handlers: HANDLERS,
+        ..Options::default()
+    };
+    compile_file_with(path, &options)
 }
 
 /// The same for a program that has handlers. What the policy includes is read from files.
@@ -34,7 +40,11 @@ pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::R
 pub(crate) fn compile_file_here(path: &Path) -> anyhow::Result<Compiled> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
-    let mut compiled = compile_from(&name, file, &Options::default())?;
+    let options = Options {
+        handlers: HANDLERS,
+        ..Options::default()
+    };
+    let mut compiled = compile_from(&name, file, &options)?;
     let host = HostFacts {
         ignore_msrs: msrgate_kvm::ignore_msrs(),
     };

@@ -17,6 +17,7 @@ use msrgate_trace::{Facts, Observation, PolicySource};
 use self::boot::{Setup, boot};
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
+use crate::host;
 use crate::policy::{compile_file, compile_source};
 use crate::trace::Trace;
 
@@ -89,6 +90,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         None => tour::guest(),
     };
     let policies = policies(args)?;
+    policies.iter().try_for_each(host::check)?;
     let memory = guest_memory(args.mem)?;
     guest.load(&memory).with_context(|| match &args.guest {
         Some(path) => format!("cannot boot {}", path.display()),

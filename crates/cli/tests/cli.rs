@@ -447,3 +447,22 @@ fn broken_pipe_is_no_error() {
     drop(child.stdout.take());
     assert_eq!(child.wait().expect("a child").code(), Some(0));
 }
+
+#[test]
+fn policy_that_asks_for_the_hosts_msrs_is_refused_where_they_cannot_be_read() {
+    let policy = file(
+        "host.toml",
+        b"version = 1\n[[rule]]\nmsr = 0x8b\nread = 'host'\n",
+    );
+    let policy = policy.to_str().expect("UTF-8");
+    let output = msrgate(&["run", "--backend", "soft", "--policy", policy]);
+    if let Err(error) = std::fs::File::open("/dev/cpu/0/msr") {
+        assert_eq!(output.status.code(), Some(2));
+        let text = stderr(&output);
+        assert!(text.contains("the policy reads the host's MSRs"), "{text}");
+        assert!(text.contains(&error.to_string()), "{text}");
+    } else {
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(stdout(&output).contains("handled"), "{}", stdout(&output));
+    }
+}

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use msrgate_core::{
-    Exception, ExitReasons, Gate, Image, Kick, MsrFilter, Recorder, RunError, Vcpu, VcpuId, Vm,
-    VmEntry, VmError, VmExit,
+    Exception, ExitReasons, Gate, Image, Kick, MsrFilter, MsrHandler, Recorder, RunError, Vcpu,
+    VcpuId, Vm, VmEntry, VmError, VmExit,
 };
 
 use crate::board::{Board, Request};
@@ -78,6 +78,15 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             started: Instant::now(),
             vectors_lead_to: guest.vectors_lead_to(),
         })
+    }
+
+    /// Answers with these where a policy names a handler.
+    #[must_use]
+    pub fn with_handlers(self, handlers: Arc<[Arc<dyn MsrHandler>]>) -> Self {
+        Self {
+            gate: self.gate.with_handlers(handlers),
+            ..self
+        }
     }
 
     /// Records what the backend does by itself too.

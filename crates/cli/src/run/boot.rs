@@ -12,6 +12,7 @@ use super::Args;
 use super::signals::{stop_in_time, stop_on_signal};
 use crate::Status;
 use crate::console::{Console, Cursor};
+use crate::host;
 use crate::log::Log;
 use crate::report::{self, Report, Stats};
 use crate::tally::Tally;
@@ -76,7 +77,8 @@ where
         log: Log::new(one_screen.then(|| console.cursor())),
         trace: producer,
     };
-    let mut machine = Machine::new(vm, setup.guest, setup.policies, events, console)?;
+    let mut machine = Machine::new(vm, setup.guest, setup.policies, events, console)?
+        .with_handlers(host::handlers());
     if setup.observation == Observation::Native {
         machine.observe_msrs()?;
     }
