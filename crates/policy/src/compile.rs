@@ -3,7 +3,7 @@
 use std::fmt;
 
 use msrgate_core::{
-    Access, Action, Defaults, ExitReason, ExitReasons, Image, MsrFilter, MsrIndex, Rule,
+    Access, Action, Defaults, ExitReason, ExitReasons, Image, ImageError, MsrFilter, MsrIndex, Rule,
 };
 
 use crate::ast::{Policy, Selector, Word};
@@ -199,9 +199,13 @@ fn image(
             }
             let set = image.set(segment.first, segment.last, access, segment.rule);
             if let Err(error) = set {
+                let help = match error {
+                    ImageError::TooManyShadows => "keep only what a guest uses",
+                    _ => "say with `defaults` what holds for most MSRs",
+                };
                 diagnostics.push(
                     Diagnostic::error("policy::too-big", format!("the policy names {error}"))
-                        .help("say with `defaults` what holds for most MSRs"),
+                        .help(help),
                 );
                 return None;
             }

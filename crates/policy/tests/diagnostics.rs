@@ -451,6 +451,17 @@ fn more_msrs_than_an_image_holds_are_refused() {
 }
 
 #[test]
+fn more_shadows_than_a_gate_keeps_are_refused_by_name() {
+    let (_, diagnostics) =
+        mistakes("[[rule]]\nmsr = '0x10000..=0x12000'\nshadow = { scope = 'vm' }");
+    assert_eq!(diagnostics[0].code, "policy::too-big");
+    assert_eq!(
+        diagnostics[0].message,
+        "the policy names more than 8192 registers to keep"
+    );
+}
+
+#[test]
 fn mistakes_come_in_the_order_of_the_text() {
     let (_, diagnostics) = mistakes(
         "[[rule]]\nmsr = 0x830\nread = 'fault'\n[[rule]]\nmsr = 'NO_SUCH'\nread = 'flaut'",
