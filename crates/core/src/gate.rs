@@ -164,7 +164,7 @@ impl<R: Recorder> Gate<R> {
         Gates::new(image).gate(vcpu, recorder)
     }
 
-    /// Answers with these where the policy names a handler.
+    /// Answers with these where the policy names a handler, in a VM with one vCPU; else see [`Gates::with_handlers`].
     #[must_use]
     pub fn with_handlers(mut self, handlers: Arc<[Arc<dyn MsrHandler>]>) -> Self {
         self.vm.handlers = handlers;

@@ -50,7 +50,8 @@ impl EventRing {
     /// So much memory cannot be.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let count = capacity.max(1).next_power_of_two();
+        let count = capacity.max(1).checked_next_power_of_two();
+        let count = count.expect("a ring fits into memory");
         Self {
             slots: (0..count).map(|_| Slot::default()).collect(),
             recorded: Line(AtomicUsize::new(0)),
