@@ -3,6 +3,7 @@
 
 mod agreement;
 mod host_path;
+mod learned;
 mod policies;
 
 use msrgate_machine::{Probe, guest_memory};

@@ -83,7 +83,8 @@ fn warn_of(learned: &Learned) {
     if let [first, more @ ..] = &learned.lost[..] {
         let accesses = some(*first, more.len());
         warn(format!(
-            "{accesses} answered by a rule that the trace does not have, and denied by this policy"
+            "{accesses} answered by what no rule can say here, and denied by this policy: see its \
+             comments"
         ));
     }
 }

@@ -175,7 +175,7 @@ fn answer_of_a_rule_that_is_not_in_the_trace_is_warned_of() {
     for (trace, expected) in [
         (
             without,
-            "reads of IA32_PLATFORM_ID were answered by a rule that the trace does not have",
+            "reads of IA32_PLATFORM_ID were answered by what no rule can say here",
         ),
         (strange, "its policy policy.toml is passed over: "),
     ] {

@@ -216,7 +216,8 @@ pub struct Learned {
     pub is_blind: bool,
     /// Accesses that were answered in several ways, of which the policy has one.
     pub ambiguous: Vec<(MsrIndex, Access)>,
-    /// Accesses that a policy answered that is not known any more; denied here.
+    /// Accesses that were answered by what no rule can say here, and are denied: a rule that no policy of the
+    /// trace has, or the default for an MSR that no filter sees.
     pub lost: Vec<(MsrIndex, Access)>,
 }
 

@@ -268,6 +268,21 @@ fn differences(one: &Observations, other: &Observations) -> Vec<String> {
 }
 
 #[test]
+fn x2apic_that_a_default_answered_for_is_told_and_left_to_kvm() {
+    let id = event(0x802, Access::Read, Outcome::Ignored, 0);
+    let learned = observed(&[id, native(0x830, Access::Write)])
+        .policy(&[])
+        .unwrap();
+    assert_eq!(learned.lost, [(MsrIndex(0x802), Access::Read)]);
+    let text = learned.text;
+    assert!(
+        text.contains("msr  = \"0x800..=0x8ff\"    # 1 write\n"),
+        "{text}"
+    );
+    assert!(text.contains("1 read ignored\n"), "{text}");
+}
+
+#[test]
 fn kept_register_that_only_one_direction_wants_is_given_up() {
     let source = "version = 1\n[[rule]]\nmsr = 0x17\nshadow = { reset = 5 }\n";
     let policies = [compile(source).unwrap()];

@@ -25,9 +25,17 @@ pub(super) struct Choice {
 impl Choice {
     /// Some of it was answered otherwise than it will be. #GP beside what KVM does is KVM's, and comes again.
     pub(super) fn is_ambiguous(&self) -> bool {
-        let is_constant = matches!(self.action, Some(Action::Value(_) | Action::Ignore));
-        let differs = |outcome: &Outcome| is_constant || *outcome != Outcome::Fault;
+        let is_ours = matches!(
+            self.action,
+            Some(Action::Value(_) | Action::Ignore | Action::Shadow(_))
+        );
+        let differs = |outcome: &Outcome| is_ours || *outcome != Outcome::Fault;
         self.action.is_some() && self.others.keys().any(differs)
+    }
+
+    /// A rule says it.
+    pub(super) fn is_decided(&self) -> bool {
+        self.action.is_some()
     }
 
     /// It was answered, and is not any more.
@@ -43,10 +51,17 @@ impl Choice {
     }
 
     /// No rule can say it beside what the other direction does.
-    fn give_up(&mut self) {
+    fn give_up(&mut self, outcome: Outcome) {
         self.action = None;
-        let sum = self.others.entry(Outcome::Shadow).or_default();
+        let sum = self.others.entry(outcome).or_default();
         *sum = sum.saturating_add(std::mem::take(&mut self.count));
+    }
+
+    /// No rule can say more of what no filter sees.
+    fn leave_to_kvm(&mut self) {
+        if self.action == Some(Action::Ignore) {
+            self.give_up(Outcome::Ignored);
+        }
     }
 
     fn of(seen: &[(Seen, u64)], is_unseen: bool) -> Self {
@@ -95,7 +110,12 @@ pub(super) fn choose(observations: &Observations) -> Vec<Msr> {
         msrs.entry(index).or_default()[access as usize] = Choice::of(&seen, is_unseen);
     }
     let mut msrs: Vec<Msr> = msrs.into_iter().collect();
-    msrs.iter_mut().for_each(|(_, choices)| pair(choices));
+    for (index, choices) in &mut msrs {
+        if index.is_x2apic() {
+            choices.iter_mut().for_each(Choice::leave_to_kvm);
+        }
+        pair(choices);
+    }
     msrs
 }
 
@@ -109,7 +129,7 @@ fn pair(choices: &mut [Choice; 2]) {
         match choices[other].action {
             None => choices[other].action = Some(shadow),
             Some(action) if action == shadow => {}
-            Some(_) => choices[one].give_up(),
+            Some(_) => choices[one].give_up(Outcome::Shadow),
         }
     }
 }

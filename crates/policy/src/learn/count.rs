@@ -5,7 +5,7 @@ use std::fmt;
 
 use msrgate_core::{Access, Outcome};
 
-use super::choice::Msr;
+use super::choice::{Choice, Msr};
 
 /// How often some MSRs were accessed.
 #[derive(Clone, Debug, Default)]
@@ -17,11 +17,15 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn of(msrs: &[&Msr]) -> Self {
+    /// Counts the accesses of which `is` is true.
+    pub(super) fn of(msrs: &[&Msr], is: fn(&Choice) -> bool) -> Self {
         let mut counts = Self::default();
         for (_, choices) in msrs {
             for access in Access::ALL {
                 let choice = &choices[access as usize];
+                if !is(choice) {
+                    continue;
+                }
                 let answered = &mut counts.answered[access as usize];
                 *answered = answered.saturating_add(choice.count);
                 for (&outcome, &count) in &choice.others {

@@ -43,16 +43,11 @@ pub(super) fn write(observations: &Observations, msrs: &[Msr], handlers: &[&str]
     }
     push_refused(
         &mut text,
-        &others,
-        "Answered by rules that no trace has, and refused now:",
+        msrs,
+        "Answered by what no rule can say here, and refused now:",
         Choice::is_lost,
     );
-    push_refused(
-        &mut text,
-        &others,
-        "Refused, as before:",
-        Choice::is_refused,
-    );
+    push_refused(&mut text, msrs, "Refused, as before:", Choice::is_refused);
     text
 }
 
@@ -66,7 +61,12 @@ fn push_x2apic(text: &mut String, msrs: &[&Msr]) {
     push_comment(text, "No filter sees the x2APIC's MSRs: KVM does them.");
     text.push_str("[[rule]]\n");
     let code = "msr  = \"0x800..=0x8ff\"";
-    push_line(text, code, code.len(), &Counts::of(msrs).to_string());
+    push_line(
+        text,
+        code,
+        code.len(),
+        &Counts::of(msrs, Choice::is_decided).to_string(),
+    );
     text.push_str("both = \"allow\"\n");
 }
 
@@ -119,7 +119,7 @@ fn kinds<'a>(msrs: &[&'a Msr]) -> BTreeMap<Kind, Vec<&'a Msr>> {
 fn push_rule(text: &mut String, lines: &[String], msrs: &[&Msr]) {
     let key = lines[0].find(" =").unwrap_or(0);
     text.push_str("[[rule]]\n");
-    let elements = elements(msrs);
+    let elements = elements(msrs, Choice::is_decided);
     if let [(element, counts)] = &elements[..] {
         let code = format!("{:<key$} = {element}", "msr");
         push_line(text, &code, code.len(), &counts.to_string());
@@ -147,13 +147,13 @@ fn push_rule(text: &mut String, lines: &[String], msrs: &[&Msr]) {
     }
 }
 
-/// Elements of `msr`, as TOML, with what was counted.
-fn elements(msrs: &[&Msr]) -> Vec<(String, Counts)> {
+/// Elements of `msr`, as TOML, with what was counted of the accesses of which `is` is true.
+fn elements(msrs: &[&Msr], is: fn(&Choice) -> bool) -> Vec<(String, Counts)> {
     let mut elements = Vec::new();
     for run in msrs.chunk_by(|one, next| one.0.0.checked_add(1) == Some(next.0.0)) {
         if run.len() >= RANGE {
             let range = range(run[0].0, run[run.len() - 1].0);
-            elements.push((format!("\"{range}\""), Counts::of(run)));
+            elements.push((format!("\"{range}\""), Counts::of(run, is)));
             continue;
         }
         elements.extend(run.iter().map(|&msr| {
@@ -161,7 +161,7 @@ fn elements(msrs: &[&Msr]) -> Vec<(String, Counts)> {
                 Some(name) => format!("\"{name}\""),
                 None => msr.0.to_string(),
             };
-            (element, Counts::of(&[msr]))
+            (element, Counts::of(&[msr], is))
         }));
     }
     elements
@@ -174,26 +174,14 @@ fn range(first: MsrIndex, last: MsrIndex) -> String {
     }
 }
 
-/// Says of which accesses `is` is true.
-fn push_refused(text: &mut String, msrs: &[&Msr], heading: &str, is: fn(&Choice) -> bool) {
-    let refused: Vec<Msr> = msrs
-        .iter()
-        .map(|(index, choices)| {
-            let only = |choice: &Choice| {
-                if is(choice) {
-                    choice.clone()
-                } else {
-                    Choice::default()
-                }
-            };
-            (*index, [only(&choices[0]), only(&choices[1])])
-        })
-        .filter(|(_, choices)| choices.iter().any(is))
-        .collect();
+/// Lists the accesses of which `is` is true.
+fn push_refused(text: &mut String, msrs: &[Msr], heading: &str, is: fn(&Choice) -> bool) {
+    let is_told = |msr: &&Msr| msr.1.iter().any(is);
+    let refused: Vec<&Msr> = msrs.iter().filter(is_told).collect();
     if refused.is_empty() {
         return;
     }
-    let elements = elements(&refused.iter().collect::<Vec<_>>());
+    let elements = elements(&refused, is);
     text.push('\n');
     push_comment(text, heading);
     for (element, counts) in elements.iter().take(MOST_REFUSED) {
