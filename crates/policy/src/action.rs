@@ -49,7 +49,7 @@ impl Reader<'_> {
             );
             return None;
         }
-        self.lookup(WORDS, text, &format!("`{key}`"), span)
+        self.lookup(WORDS, text, key, span)
     }
 
     fn table_action(&mut self, table: &Table<'_>, span: Span, key: &str) -> Option<Action> {
@@ -192,7 +192,7 @@ impl Reader<'_> {
         };
         let what = format!("`{key}`");
         let text = self.string(value, &what, &crate::reader::quoted(words))?;
-        self.lookup(words, text, &what, value.span)
+        self.lookup(words, text, key, value.span)
     }
 
     fn mask(&mut self, value: &Value<'_>) -> Option<Mask> {

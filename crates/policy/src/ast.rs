@@ -103,12 +103,13 @@ impl Selector {
     }
 
     /// The rule of the lesser rank wins: a single MSR over a range over a group, and the shorter of two.
-    pub(crate) fn rank(&self) -> (u8, u32) {
-        match self.kind {
-            SelectorKind::Single => (0, 1),
+    pub(crate) fn rank(&self) -> u64 {
+        let (class, width) = match self.kind {
+            SelectorKind::Single => (0, 0),
             SelectorKind::Range => (1, self.last.0 - self.first.0),
             SelectorKind::Group { count, .. } => (2, count),
-        }
+        };
+        class << 32 | u64::from(width)
     }
 
     pub(crate) fn overlaps(&self, first: u32, last: u32) -> bool {

@@ -128,23 +128,22 @@ impl<'t> Table<'t> {
         }
     }
 
-    /// Puts `value` at the end of `path`.
-    fn insert(&mut self, path: Vec<Key<'t>>, value: Value<'t>) -> Result<(), Duplicate> {
+    /// Puts `value` at the end of `path`, which is taken.
+    fn insert(&mut self, path: &mut Vec<Key<'t>>, value: Value<'t>) -> Result<(), Duplicate> {
+        let Some(last) = path.pop() else {
+            return Ok(());
+        };
         let mut table = self;
-        let mut path = path.into_iter().peekable();
-        while let Some(key) = path.next() {
-            if path.peek().is_none() {
-                if let Some(at) = table.position(&key) {
-                    return Err(Duplicate::of(&key, &table.entries[at].0));
-                }
-                table.push(key, value);
-                return Ok(());
-            }
+        for key in path.drain(..) {
             match table.below(key, Written::Dotted)? {
                 Some(below) => table = below,
                 None => return Ok(()),
             }
         }
+        if let Some(at) = table.position(&last) {
+            return Err(Duplicate::of(&last, &table.entries[at].0));
+        }
+        table.push(last, value);
         Ok(())
     }
 
@@ -337,30 +336,19 @@ impl<'t> Builder<'t> {
 
     /// A value is complete.
     fn put(&mut self, value: Value<'t>) {
-        let keys = std::mem::take(&mut self.keys);
-        let put = match self.open.last_mut().map(|open| &mut open.value.kind) {
+        let table = match self.open.last_mut().map(|open| &mut open.value.kind) {
             Some(Kind::List(items)) => {
                 items.push(value);
-                Ok(())
+                return;
             }
-            Some(Kind::Table(table)) => table.insert(keys, value),
-            Some(_) => Ok(()),
-            None => match self.table() {
-                Some(table) => table.insert(keys, value),
-                None => Ok(()),
-            },
+            Some(Kind::Table(table)) => Some(table),
+            Some(_) => None,
+            None => table_at(&mut self.root, &self.path),
         };
-        self.check(put);
-    }
-
-    /// The table that the last header began.
-    fn table(&mut self) -> Option<&mut Table<'t>> {
-        let mut table = &mut self.root;
-        for key in &self.path {
-            let at = table.position(key)?;
-            table = table.entries[at].1.last_table()?;
+        if let Some(table) = table {
+            let put = table.insert(&mut self.keys, value);
+            self.check(put);
         }
-        Some(table)
     }
 
     fn header(&mut self, end: toml_parser::Span, is_list: bool) {
@@ -381,6 +369,16 @@ impl<'t> Builder<'t> {
             self.errors.push(duplicate.diagnostic());
         }
     }
+}
+
+/// The table that the header of `path` began.
+fn table_at<'a, 't>(root: &'a mut Table<'t>, path: &[Key<'t>]) -> Option<&'a mut Table<'t>> {
+    let mut table = root;
+    for key in path {
+        let at = table.position(key)?;
+        table = table.entries[at].1.last_table()?;
+    }
+    Some(table)
 }
 
 impl EventReceiver for Builder<'_> {

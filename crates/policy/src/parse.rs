@@ -136,7 +136,7 @@ impl Reader<'_> {
         let value = table.get(key)?;
         let what = format!("`{key}`");
         let text = self.string(value, &what, &quoted(words))?;
-        let rule = self.lookup(words, text, &what, value.span)?;
+        let rule = self.lookup(words, text, key, value.span)?;
         Some(Word {
             rule,
             span: value.span,

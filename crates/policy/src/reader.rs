@@ -99,12 +99,12 @@ impl Reader<'_> {
         number
     }
 
-    /// The meaning of `text` among `words`.
+    /// The meaning of `text`, which is written at `key`, among `words`.
     pub(crate) fn lookup<T: Copy>(
         &mut self,
         words: &[(&str, T)],
         text: &str,
-        what: &str,
+        key: &str,
         span: Span,
     ) -> Option<T> {
         if let Some(&(_, meaning)) = words.iter().find(|(word, _)| *word == text) {
@@ -112,7 +112,7 @@ impl Reader<'_> {
         }
         let near = did_you_mean(text, words.iter().map(|(word, _)| *word));
         self.report(
-            Diagnostic::error("policy::action", format!("{what} cannot be \"{text}\""))
+            Diagnostic::error("policy::action", format!("`{key}` cannot be \"{text}\""))
                 .at(span, "no such word")
                 .help(near.unwrap_or_else(|| format!("write {}", quoted(words)))),
         );

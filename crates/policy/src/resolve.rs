@@ -49,27 +49,27 @@ pub(crate) fn resolve(policy: &Policy, access: Access) -> Vec<Segment> {
     segments
 }
 
-/// Every two selectors that are equally wide, overlap, and speak of the same direction.
+/// Every two selectors that are equally narrow, overlap, and speak of the same direction.
 pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
     let mut seen: Vec<(Span, Span)> = Vec::new();
     for access in Access::ALL {
-        let mut selectors: Vec<&Selector> = policy
+        let mut selectors: Vec<(u64, MsrIndex, &Selector)> = policy
             .pieces(access)
-            .map(|(selector, _)| selector)
+            .map(|(selector, _)| (selector.rank(), selector.first, selector))
             .collect();
-        selectors.sort_by_key(|selector| (selector.rank(), selector.first, selector.span));
-        let mut furthest: Option<&Selector> = None;
-        for selector in selectors {
+        selectors.sort_by_key(|&(rank, first, _)| (rank, first));
+        let mut furthest: Option<(u64, &Selector)> = None;
+        for (rank, _, selector) in selectors {
             match furthest {
-                Some(other) if other.rank() == selector.rank() => {
+                Some((other_rank, other)) if other_rank == rank => {
                     if other.overlaps(selector.first.0, selector.last.0) {
                         seen.push((selector.span.max(other.span), selector.span.min(other.span)));
                     }
                     if selector.last > other.last {
-                        furthest = Some(selector);
+                        furthest = Some((rank, selector));
                     }
                 }
-                _ => furthest = Some(selector),
+                _ => furthest = Some((rank, selector)),
             }
         }
     }
