@@ -15,6 +15,8 @@ use crate::host::HANDLERS;
 
 /// What a policy file may not exceed.
 const MAX_BYTES: u64 = 16 << 20;
+/// Columns of a drawing.
+const WIDTH: usize = 80;
 /// How many diagnostics are drawn; the rest is only counted.
 const MAX_DRAWN: usize = 20;
 
@@ -137,7 +139,7 @@ pub(crate) fn read(file: impl Read) -> io::Result<String> {
 pub(crate) fn draw(sources: &Sources, diagnostics: &[Diagnostic]) {
     // Fails only when something else has set the hook, which then draws just as well.
     let _ = miette::set_hook(Box::new(|_| {
-        Box::new(MietteHandlerOpts::new().width(80).build())
+        Box::new(MietteHandlerOpts::new().width(WIDTH).build())
     }));
     for diagnostic in diagnostics.iter().take(MAX_DRAWN) {
         let report = Report::new(Drawing::of(diagnostic, sources));
@@ -175,7 +177,10 @@ impl Drawing {
                 Severity::Error => miette::Severity::Error,
             },
             source: here.first().map(|label| named_source(label, sources)),
-            labels: here.iter().map(labeled_span).collect(),
+            labels: here
+                .iter()
+                .map(|label| labeled_span(label, sources))
+                .collect(),
             help: diagnostic.help.clone(),
             elsewhere: elsewhere
                 .iter()
@@ -190,7 +195,7 @@ impl Drawing {
             code: None,
             severity: miette::Severity::Advice,
             source: Some(named_source(label, sources)),
-            labels: vec![labeled_span(label)],
+            labels: vec![labeled_span(label, sources)],
             help: None,
             elsewhere: Vec::new(),
         }
@@ -202,8 +207,32 @@ fn named_source(label: &Label, sources: &Sources) -> NamedSource<String> {
     NamedSource::new(&source.name, source.text.clone())
 }
 
-fn labeled_span(label: &Label) -> LabeledSpan {
-    LabeledSpan::at(label.span.range(), label.text.clone())
+fn labeled_span(label: &Label, sources: &Sources) -> LabeledSpan {
+    let text = sources.text(label.span);
+    let middle = sources.place(label.span).column + text.chars().count() / 2;
+    let columns = WIDTH.saturating_sub(middle + LABEL_MARGIN);
+    LabeledSpan::at(label.span.range(), folded(&label.text, columns))
+}
+
+/// What stands left of a label whose middle is at column 0: line number, bar, arrow.
+const LABEL_MARGIN: usize = 12;
+/// A label is not folded to less.
+const LABEL_MIN: usize = 20;
+
+/// `text` in lines of at most `columns`.
+fn folded(text: &str, columns: usize) -> String {
+    let columns = columns.max(LABEL_MIN);
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 impl Display for Drawing {

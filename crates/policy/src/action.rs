@@ -114,9 +114,8 @@ impl Reader<'_> {
 
     fn wrong_direction(&mut self, message: &str, span: Span, key: &str, help: &str) {
         let about = match key {
-            "read" => "`read` is about reads",
-            "write" => "`write` is about writes",
-            _ => "`both` is about reads and writes",
+            "both" => "not for both directions".to_owned(),
+            key => format!("not for `{key}`"),
         };
         let diagnostic = Diagnostic::error("policy::direction", message);
         self.report(diagnostic.at(span, about).help(help));

@@ -131,11 +131,10 @@ fn check(
     if has_error(&diagnostics) {
         return Err(sorted(diagnostics));
     }
-    let filter = filter(&policy, &segments, &defaults, &mut diagnostics);
-    let image = image(&segments, defaults, &mut diagnostics);
     diagnostics.extend(warnings(&policy, &segments, &defaults));
-    match (filter, image) {
-        (Some(filter), Some(image)) => Ok(Compiled {
+    let filter = filter(&policy, &segments, &defaults);
+    match filter.and_then(|filter| Ok((filter, image(&policy, &segments, defaults)?))) {
+        Ok((filter, image)) => Ok(Compiled {
             reasons: reasons(&filter, &defaults),
             image,
             filter,
@@ -144,7 +143,10 @@ fn check(
             policy,
             segments,
         }),
-        _ => Err(sorted(diagnostics)),
+        Err(error) => {
+            diagnostics.push(error);
+            Err(sorted(diagnostics))
+        }
     }
 }
 
@@ -187,31 +189,34 @@ fn defaults(policy: &Policy, diagnostics: &mut Vec<Diagnostic>) -> Defaults {
 }
 
 fn image(
+    policy: &Policy,
     segments: &[Vec<Segment>; 2],
     defaults: Defaults,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> Option<Image> {
+) -> Result<Image, Diagnostic> {
     let mut image = Image::new(defaults);
     for access in Access::ALL {
         for segment in &segments[access as usize] {
             if segment.rule == defaults.known {
                 continue;
             }
-            let set = image.set(segment.first, segment.last, access, segment.rule);
-            if let Err(error) = set {
-                let help = match error {
-                    ImageError::TooManyShadows => "keep only what a guest uses",
-                    _ => "say with `defaults` what holds for most MSRs",
-                };
-                diagnostics.push(
-                    Diagnostic::error("policy::too-big", format!("the policy names {error}"))
-                        .help(help),
-                );
-                return None;
-            }
+            image
+                .set(segment.first, segment.last, access, segment.rule)
+                .map_err(|error| too_big(policy, segment, access, error))?;
         }
     }
-    Some(image)
+    Ok(image)
+}
+
+fn too_big(policy: &Policy, segment: &Segment, access: Access, error: ImageError) -> Diagnostic {
+    let message = format!("the policy names {error}");
+    let diagnostic = Diagnostic::error("policy::too-big", message).help(match error {
+        ImageError::TooManyShadows => "keep only what a guest uses",
+        _ => "say with `defaults` what holds for most MSRs",
+    });
+    match policy.decider(segment.first, access) {
+        Some((selector, _)) => diagnostic.at(selector.span, "these were too many"),
+        None => diagnostic,
+    }
 }
 
 /// What KVM would fault and the policy faults silently need not leave the guest.

@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::source::Span;
 
+/// How many mistakes of one kind, or of one text, are told.
+pub(crate) const MAX_DIAGNOSTICS: usize = 100;
+
 /// One thing that is wrong with a policy, or doubtful.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {

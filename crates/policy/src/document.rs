@@ -9,7 +9,7 @@ use toml_parser::decoder::{Encoding, ScalarKind};
 use toml_parser::parser::{EventReceiver, RecursionGuard, ValidateWhitespace, parse_document};
 use toml_parser::{ErrorSink, Expected, ParseError, Raw, Source};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
 use crate::source::{SourceId, Span};
 
 /// How deep values may be nested.
@@ -18,8 +18,6 @@ const MAX_DEPTH: u32 = 80;
 const MAX_PARTS: usize = 8;
 /// How many keys of one table are kept: more than any table of a policy can have without a mistake.
 const MAX_KEYS: usize = 64;
-/// How many mistakes are kept.
-const MAX_ERRORS: usize = 100;
 
 /// Something with a place.
 #[derive(Debug)]
@@ -219,7 +217,7 @@ impl Duplicate {
         Diagnostic::error("policy::duplicate-key", message)
             .at(self.new, "again here")
             .at(self.old, "given here")
-            .help("remove one, or begin the next [[rule]]")
+            .help("remove one; each rule begins with its own [[rule]]")
     }
 }
 
@@ -239,7 +237,7 @@ pub(crate) fn parse(id: SourceId, text: &str) -> Result<Table<'_>, Vec<Diagnosti
     };
     let mut errors = Vec::new();
     let mut sink = |error: ParseError| {
-        if errors.len() < MAX_ERRORS {
+        if errors.len() < MAX_DIAGNOSTICS {
             errors.push(error);
         }
     };
@@ -264,7 +262,8 @@ fn syntax(id: SourceId, text: &str, error: &ParseError) -> Diagnostic {
         .unwrap_or_default()
         .iter()
         .map(|expected| match expected {
-            Expected::Literal(literal) => format!("`{}`", literal.escape_default()),
+            Expected::Literal("\n") => "the end of the line".to_owned(),
+            Expected::Literal(literal) => format!("`{literal}`"),
             Expected::Description(words) => (*words).to_owned(),
             _ => "something else".to_owned(),
         })
@@ -279,7 +278,12 @@ fn syntax(id: SourceId, text: &str, error: &ParseError) -> Diagnostic {
         end: if is_place { end } else { 0 },
     };
     let message = format!("not TOML: {}", error.description());
-    Diagnostic::error("policy::syntax", message).at(place, label)
+    let diagnostic = Diagnostic::error("policy::syntax", message).at(place, label);
+    let found = text.get(place.range()).unwrap_or("");
+    if found.starts_with(|c: char| c.is_ascii_alphabetic() || c == '@') {
+        return diagnostic.help(format!("a text stands in quotes: \"{found}\""));
+    }
+    diagnostic
 }
 
 /// Puts the tree together from what the parser sees.
@@ -364,7 +368,7 @@ impl<'t> Builder<'t> {
 
     fn check(&mut self, result: Result<(), Duplicate>) {
         if let Err(duplicate) = result
-            && self.errors.len() < MAX_ERRORS
+            && self.errors.len() < MAX_DIAGNOSTICS
         {
             self.errors.push(duplicate.diagnostic());
         }

@@ -14,8 +14,7 @@ pub(crate) fn filter(
     policy: &Policy,
     segments: &[Vec<Segment>; 2],
     defaults: &Defaults,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> Option<MsrFilter> {
+) -> Result<MsrFilter, Diagnostic> {
     let allows_by_default = defaults.known == Rule::ALLOW;
     let exceptions = Exceptions {
         default: if allows_by_default {
@@ -28,15 +27,11 @@ pub(crate) fn filter(
             merged(segments[access as usize].iter().filter(differs))
         }),
     };
-    diagnostics.push(match plan(&exceptions) {
-        Ok(filter) => return Some(filter),
-        Err(PlanError::LastMsr) => last_msr(policy),
-        Err(PlanError::FarTooManyRanges) => too_many(&format!("more than {MOST_NAMED}")).help(
-            format!("a range holds 12,288 MSRs; {}", advice(&exceptions)),
-        ),
-        Err(PlanError::TooManyRanges { windows }) => crowded(policy, &exceptions, windows),
-    });
-    None
+    plan(&exceptions).map_err(|error| match error {
+        PlanError::LastMsr => last_msr(policy),
+        PlanError::FarTooManyRanges => far_too_many(policy, &exceptions),
+        PlanError::TooManyRanges { windows } => crowded(policy, &exceptions, windows),
+    })
 }
 
 fn merged<'a>(segments: impl Iterator<Item = &'a Segment>) -> Vec<Interval> {
@@ -60,6 +55,21 @@ fn last_msr(policy: &Policy) -> Diagnostic {
     .help("end the range at 0xfffffffe: only the default governs the last MSR");
     match selectors(policy).find(|selector| selector.last.0 == u32::MAX) {
         Some(selector) => diagnostic.at(selector.span, "holds MSR 0xffffffff"),
+        None => diagnostic,
+    }
+}
+
+fn far_too_many(policy: &Policy, exceptions: &Exceptions) -> Diagnostic {
+    let diagnostic = too_many(&format!("more than {MOST_NAMED}"))
+        .help(format!("a range holds 12,288 MSRs; {}", advice(exceptions)));
+    match selectors(policy).max_by_key(|selector| selector.last.0 - selector.first.0) {
+        Some(longest) => {
+            let count = u64::from(longest.last.0 - longest.first.0) + 1;
+            diagnostic.at(
+                longest.span,
+                format!("{count} MSRs, more than any other part"),
+            )
+        }
         None => diagnostic,
     }
 }

@@ -72,7 +72,11 @@ impl Reading<'_> {
             Err(why) => {
                 let message = format!("cannot include {}", include.path);
                 let diagnostic = Diagnostic::error("policy::include", message);
-                self.diagnostics.push(diagnostic.at(include.span, why));
+                self.diagnostics.push(
+                    diagnostic
+                        .at(include.span, why)
+                        .help("a path begins at the file that includes it"),
+                );
                 return None;
             }
         };
@@ -80,7 +84,7 @@ impl Reading<'_> {
             if self.open.contains(&id) {
                 self.diagnostics.push(
                     Diagnostic::error("policy::include-loop", "a policy includes itself")
-                        .at(include.span, format!("{} is being read", source.name))
+                        .at(include.span, "this is being read already")
                         .help("remove this line, or move what both need into a third file"),
                 );
             }

@@ -1,11 +1,8 @@
 //! Taking TOML values apart, with a diagnostic wherever something else is found than what is asked for.
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
 use crate::document::{Kind, Table, Value};
 use crate::source::Span;
-
-/// How many mistakes of one text are told.
-const MAX_DIAGNOSTICS: usize = 100;
 
 /// Collects what is wrong with one text.
 #[derive(Debug)]

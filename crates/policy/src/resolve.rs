@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use msrgate_core::{Access, MsrIndex, Rule};
 
 use crate::ast::{Policy, Selector};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
 use crate::source::Span;
 
 /// MSRs that stand next to each other and have one rule for one direction.
@@ -75,6 +75,7 @@ pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
     }
     seen.sort_unstable();
     seen.dedup();
+    seen.truncate(MAX_DIAGNOSTICS);
     seen.into_iter()
         .map(|(later, earlier)| {
             Diagnostic::error(

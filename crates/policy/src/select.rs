@@ -69,17 +69,16 @@ impl Reader<'_> {
             selectors.extend(neighbours(group, span));
             return Some(());
         }
-        let names = || msr_groups().iter().map(|group| group.name);
-        let diagnostic = Diagnostic::error(
-            "policy::unknown-group",
-            format!("no group is called `@{name}`"),
-        )
-        .at(span, "unknown group");
+        let names: Vec<String> = msr_groups()
+            .iter()
+            .map(|group| format!("@{}", group.name))
+            .collect();
+        let near = did_you_mean(&format!("@{name}"), names.iter().map(String::as_str));
+        let message = format!("no group is called `@{name}`");
         self.report(
-            diagnostic.help(did_you_mean(name, names()).unwrap_or_else(|| {
-                let names: Vec<String> = names().map(|name| format!("@{name}")).collect();
-                format!("there are {}", names.join(", "))
-            })),
+            Diagnostic::error("policy::unknown-group", message)
+                .at(span, "unknown group")
+                .help(near.unwrap_or_else(|| format!("there are {}", names.join(", ")))),
         );
         None
     }

@@ -53,7 +53,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
         "[[rule]]\nmsr = '@mtr'\nboth = 'fault'",
         "policy::unknown-group",
         "'@mtr'",
-        "did you mean `mtrr`?",
+        "did you mean `@mtrr`?",
     ),
     (
         "[[rule]]\nmsr = '@everything'\nboth = 'fault'",

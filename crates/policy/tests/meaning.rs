@@ -5,6 +5,8 @@ mod enforce;
 #[path = "support/language.rs"]
 mod language;
 
+use std::sync::Arc;
+
 use enforce::{HANDLERS, enforced};
 use language::{Kvm, PolicyText, policy};
 use msrgate_core::{Access, Action, MsrIndex, Rule};
@@ -31,7 +33,7 @@ const REFUSALS: [&str; 6] = [
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2000,
+        cases: 600,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -48,6 +50,7 @@ proptest! {
                 return Ok(());
             }
         };
+        let image = Arc::new(compiled.image.clone());
         for index in policy.probes() {
             for access in Access::ALL {
                 for kvm in Kvm::ALL {
@@ -55,7 +58,7 @@ proptest! {
                         continue;
                     }
                     let expected = policy.meaning(index, access, kvm);
-                    let found = enforced(&compiled, MsrIndex(index), access, kvm);
+                    let found = enforced(&compiled, &image, MsrIndex(index), access, kvm);
                     prop_assert_eq!(
                         found, expected,
                         "{} {:#x} that KVM {:?} in\n{}", access, index, kvm, policy.source()

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use msrgate_core::{
-    Access, ExitReason, Gate, Gp, HostMsrs, MsrHandler, MsrIndex, Outcome, VcpuId, Verdict,
-    VmEntry, VmError, VmExit,
+    Access, Action, ExitReason, Gate, Gp, HostMsrs, Image, MsrHandler, MsrIndex, Outcome, VcpuId,
+    Verdict, VmEntry, VmError, VmExit,
 };
 use msrgate_policy::Compiled;
 
@@ -14,8 +14,14 @@ use crate::language::{HANDLED, KVMS_VALUE, Kvm, Seen, WRITTEN};
 /// What policies may call the handler.
 pub(crate) const HANDLERS: [&str; 1] = ["clock"];
 
-/// What a kernel and a gate make of the compiled policy.
-pub(crate) fn enforced(compiled: &Compiled, index: MsrIndex, access: Access, kvm: Kvm) -> Seen {
+/// What a kernel and a gate make of the compiled policy, whose image is `image`.
+pub(crate) fn enforced(
+    compiled: &Compiled,
+    image: &Arc<Image>,
+    index: MsrIndex,
+    access: Access,
+    kvm: Kvm,
+) -> Seen {
     let denied = compiled.filter.decide(index, access).verdict == Verdict::Deny;
     let reason = match kvm {
         _ if denied => ExitReason::FILTER,
@@ -34,16 +40,17 @@ pub(crate) fn enforced(compiled: &Compiled, index: MsrIndex, access: Access, kvm
             reason,
         },
     };
-    let mut image = compiled.image.clone();
-    if access == Access::Write
-        && let Some(rule) = image.named(index, access)
-    {
-        // A register that is kept can then be read back.
-        image
-            .set(index, index, Access::Read, rule)
-            .expect("there is room for the write");
-    }
-    let image = Arc::new(image);
+    let image = match compiled.image.named(index, access) {
+        Some(rule) if access == Access::Write && matches!(rule.action, Action::Shadow(_)) => {
+            // The register that is kept can then be read back.
+            let mut image = compiled.image.clone();
+            image
+                .set(index, index, Access::Read, rule)
+                .expect("there is room for the write");
+            Arc::new(image)
+        }
+        _ => Arc::clone(image),
+    };
     let mut gate =
         Gate::new(VcpuId(0), image, Vec::new()).with_handlers(Arc::new([Arc::new(Clock)]));
     let mut host = Host {
