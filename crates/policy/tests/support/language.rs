@@ -1,6 +1,9 @@
 //! Random policies as text, and what they mean: the language's own words, one access at a time.
 
-use msrgate_core::{Access, MsrIndex, msr_groups};
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use msrgate_core::{Access, MsrGroup, MsrIndex, msr_groups};
 use msrgate_policy::{HostPath, host_path};
 use proptest::prelude::*;
 
@@ -107,10 +110,13 @@ impl Msrs {
     }
 }
 
-fn members(name: &str) -> Vec<u32> {
-    let group = msr_groups().iter().find(|group| group.name == name);
-    let members = group.expect("a group").members();
-    members.map(|row| row.index.0).collect()
+fn members(name: &str) -> &'static [u32] {
+    static MEMBERS: LazyLock<BTreeMap<&str, Vec<u32>>> = LazyLock::new(|| {
+        let members = |group: &MsrGroup| group.members().map(|row| row.index.0).collect();
+        let groups = msr_groups().iter();
+        groups.map(|group| (group.name, members(group))).collect()
+    });
+    &MEMBERS[name]
 }
 
 impl ActionText {
@@ -260,7 +266,7 @@ impl PolicyText {
         let ends = msrs.flat_map(|msrs| match *msrs {
             Msrs::Single(index) => vec![index],
             Msrs::Range(first, last) => vec![first, last],
-            Msrs::Group(name) => members(name).into_iter().step_by(5).collect(),
+            Msrs::Group(name) => members(name).iter().copied().step_by(5).collect(),
         });
         ends.flat_map(|end| [end.wrapping_sub(1), end, end.wrapping_add(1), end ^ 0x40])
             .chain([0, 0x7ff, 0x800, 0x8ff, 0x900, u32::MAX])
