@@ -1,6 +1,7 @@
 //! `msrgate run`: boot a guest and show what became of its MSR accesses.
 
 mod boot;
+mod reload;
 mod signals;
 
 use std::env;
@@ -33,6 +34,10 @@ pub(crate) struct Args {
     /// What MSR accesses do
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Replace the policy while the guest runs, whenever its file (or one that it includes) changes; SIGHUP
+    /// does so too
+    #[arg(long, requires = "policy")]
+    watch: bool,
     /// Who runs the guest
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     backend: Choice,
@@ -113,6 +118,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         args,
         backend: name,
         guest: &guest,
+        files: policies.iter().flat_map(reload::files).collect(),
         policies: policies.into_iter().map(rules).collect(),
         observation,
         trace,

@@ -14,6 +14,7 @@ use msrgate_core::{
 
 use crate::board::{Board, Request};
 use crate::guest::Guest;
+use crate::reload::{Mailbox, Reloader};
 
 /// What a VM and its gate need of a policy.
 #[derive(Clone, Debug)]
@@ -37,6 +38,7 @@ pub struct Machine<V: Vm, R, W: Write> {
     board: Board<W>,
     policies: Vec<Rules>,
     stop: Arc<AtomicU8>,
+    reload: Arc<Mailbox>,
     exits: u64,
     /// The beginning of the time by which accesses are limited.
     started: Instant,
@@ -74,6 +76,7 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             board: Board::new(console),
             policies,
             stop: Arc::default(),
+            reload: Arc::default(),
             exits: 0,
             started: Instant::now(),
             vectors_lead_to: guest.vectors_lead_to(),
@@ -103,6 +106,11 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             cause: Arc::clone(&self.stop),
             kicker: self.vcpu.kicker(),
         }
+    }
+
+    /// Replaces the policies from another thread while [`Machine::run`] runs.
+    pub fn reloader(&self) -> Reloader<<V::Vcpu as Vcpu>::Kicker> {
+        Reloader::new(&self.reload, self.vcpu.kicker())
     }
 
     /// Runs the guest until it ends or is stopped.
@@ -147,13 +155,15 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
         self.gate.into_recorder()
     }
 
-    /// Waits if the access just answered is one too many for its limit; no longer than until it is stopped.
+    /// Waits if the access just answered is one too many for its limit; no longer than until it is stopped
+    /// or gets other rules.
     fn throttle(&mut self) {
         let now_ns = || u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let Some(mut left) = self.gate.throttle(now_ns) else {
             return;
         };
-        while !left.is_zero() && self.stop.load(Ordering::SeqCst) == 0 {
+        let is_wanted = || self.stop.load(Ordering::SeqCst) != 0 || self.reload.is_full();
+        while !left.is_zero() && !is_wanted() {
             let nap = left.min(LONGEST_NAP);
             thread::sleep(nap);
             left -= nap;
@@ -181,22 +191,33 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             VmExit::MmioWrite { .. } => Next::Enter(VmEntry::Run),
             VmExit::Interrupted => match StopCause::from_code(self.stop.load(Ordering::SeqCst)) {
                 Some(cause) => Next::End(End::Stopped { cause }),
-                None => Next::Enter(VmEntry::Run),
+                None => {
+                    self.reload();
+                    Next::Enter(VmEntry::Run)
+                }
             },
             ended => Next::End(self.end(ended)?),
         })
     }
 
     fn install(&mut self, number: u8) -> Result<(), VmError> {
-        let Some(rules) = self.policies.get(usize::from(number)) else {
-            return Ok(());
+        match self.policies.get(usize::from(number)) {
+            Some(rules) => put_into_force(rules, &self.vm, &mut self.gate),
+            None => Ok(()),
+        }
+    }
+
+    /// Does what a [`Reloader`] asks, if one does. Refused rules leave the guest under the old ones.
+    fn reload(&mut self) {
+        let Some(request) = self.reload.take() else {
+            return;
         };
-        // All reasons first: what the old filter denies must not be #GP in between.
-        self.vm.set_exit_reasons(ExitReasons::ALL)?;
-        self.vm.set_msr_filter(&rules.filter)?;
-        self.vm.set_exit_reasons(rules.reasons)?;
-        self.gate.set_image(Arc::clone(&rules.image));
-        Ok(())
+        let done = put_into_force(&request.rules, &self.vm, &mut self.gate);
+        if done.is_ok() {
+            self.policies = vec![request.rules];
+        }
+        // Who asked may have stopped waiting.
+        let _ = request.answer.send(done);
     }
 
     fn end(&self, exit: VmExit) -> Result<End, VmError> {
@@ -215,6 +236,19 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
             exit => End::Failed { rip, exit },
         })
     }
+}
+
+fn put_into_force<R: Recorder>(
+    rules: &Rules,
+    vm: &impl Vm,
+    gate: &mut Gate<R>,
+) -> Result<(), VmError> {
+    // All reasons first: what the old filter denies must not be #GP in between.
+    vm.set_exit_reasons(ExitReasons::ALL)?;
+    vm.set_msr_filter(&rules.filter)?;
+    vm.set_exit_reasons(rules.reasons)?;
+    gate.set_image(Arc::clone(&rules.image));
+    Ok(())
 }
 
 impl<V: Vm, R, W: Write> fmt::Debug for Machine<V, R, W> {

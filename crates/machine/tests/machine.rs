@@ -174,3 +174,19 @@ fn stop_ends_a_guest_that_waits_because_of_a_limit() {
     let cause = StopCause::TimeLimit;
     assert_eq!(end, End::Stopped { cause });
 }
+
+#[test]
+fn reloader_puts_other_rules_into_force_and_tells() {
+    // again: mov ecx, 0x8b; rdmsr; cmp al, 2; jne again; out 0xf4, al
+    let guest = b"\xb9\x8b\0\0\0\x0f\x32\x3c\x02\x75\xf5\xe6\xf4";
+    let value = |value| format!("version = 1\n[[rule]]\nmsr = 0x8b\nread = {{ value = {value} }}");
+    let mut machine = machine(guest, &[&value(1)]);
+    let reloader = machine.reloader();
+    let asking = reloader.clone();
+    let other = thread::spawn(move || [3, 2].map(|it| asking.replace(rules(&value(it)))));
+    assert_eq!(machine.run().expect("it runs"), End::Exit { code: 2 });
+    assert_eq!(other.join().expect("no panic"), [Some(Ok(())); 2]);
+    drop(machine);
+    let late = reloader.replace(rules(&value(4)));
+    assert_eq!(late, None, "nobody is there to do it");
+}

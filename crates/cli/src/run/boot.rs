@@ -1,6 +1,8 @@
 //! A guest from its first instruction to the report of its end.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
@@ -9,6 +11,7 @@ use msrgate_machine::{Guest, Machine, Rules};
 use msrgate_trace::Observation;
 
 use super::Args;
+use super::reload::Reload;
 use super::signals::{stop_in_time, stop_on_signal};
 use crate::Status;
 use crate::console::{Console, Cursor};
@@ -24,6 +27,8 @@ pub(super) struct Setup<'a> {
     pub(super) backend: &'static str,
     pub(super) guest: &'a Guest,
     pub(super) policies: Vec<Rules>,
+    /// Where the policies were read from.
+    pub(super) files: BTreeSet<PathBuf>,
     /// Which accesses are to be seen.
     pub(super) observation: Observation,
     pub(super) trace: Option<(Trace, Producer)>,
@@ -85,6 +90,16 @@ where
     stop_on_signal(machine.stopper())?;
     if args.guest.is_none() {
         stop_in_time(machine.stopper());
+    }
+    if let Some(path) = &args.policy {
+        let reload = Reload {
+            path: path.clone(),
+            files: setup.files,
+            watch: args.watch,
+            reloader: machine.reloader(),
+            stopper: machine.stopper(),
+        };
+        reload.start()?;
     }
     let start = Instant::now();
     let end = machine.run();

@@ -1,0 +1,137 @@
+//! Another policy while the guest runs: on SIGHUP, and with `--watch` when a file of the policy changes.
+//!
+//! A policy with mistakes is drawn as ever, and the old one stays in force.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use msrgate_core::Kick;
+use msrgate_machine::{Reloader, StopCause, Stopper};
+use msrgate_policy::Compiled;
+use signal_hook::consts::SIGHUP;
+use signal_hook::iterator::Signals;
+
+use crate::policy::compile_file;
+use crate::{host, warn};
+
+/// How often the files are looked at.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Replaces the policy of a guest from a thread of its own.
+pub(super) struct Reload<K> {
+    /// The policy file, as it was given.
+    pub(super) path: PathBuf,
+    /// It, and what it includes.
+    pub(super) files: BTreeSet<PathBuf>,
+    /// Whether to look at them.
+    pub(super) watch: bool,
+    pub(super) reloader: Reloader<K>,
+    pub(super) stopper: Stopper<K>,
+}
+
+/// The files that a policy was read from.
+pub(super) fn files(compiled: &Compiled) -> BTreeSet<PathBuf> {
+    let names = compiled.sources.iter().map(|source| source.name.as_str());
+    names.map(PathBuf::from).collect()
+}
+
+impl<K: Kick + 'static> Reload<K> {
+    /// Begins to wait for a reason.
+    pub(super) fn start(mut self) -> anyhow::Result<()> {
+        let mut signals = Signals::new([SIGHUP]).context("cannot catch SIGHUP")?;
+        let had_terminal = has_terminal();
+        let mut seen = Seen::of(&self.files);
+        thread::spawn(move || {
+            loop {
+                let is_asked = if self.watch {
+                    thread::sleep(PERIOD);
+                    signals.pending().count() != 0
+                } else {
+                    signals.wait().count() != 0
+                };
+                if is_asked && had_terminal && !has_terminal() {
+                    // Nobody is left to see the guest, or to stop it.
+                    self.stopper.stop(StopCause::Interrupt);
+                }
+                let has_changed = self.watch && seen.has_settled(&self.files);
+                if is_asked || has_changed {
+                    // From before they are read, so that no change is missed.
+                    seen = Seen::of(&self.files);
+                    let files = self.files.clone();
+                    self.reload();
+                    if self.files != files {
+                        seen = Seen::of(&self.files);
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn reload(&mut self) {
+        match self.replace() {
+            Ok(true) => {
+                let path = self.path.display();
+                anstream::eprintln!("msrgate: policy replaced by {path}");
+            }
+            Ok(false) => {}
+            Err(error) => warn(format_args!("{error:#}: the old one stays in force")),
+        }
+    }
+
+    /// Whether the policy is in force; not if the guest has ended.
+    fn replace(&mut self) -> anyhow::Result<bool> {
+        let compiled = compile_file(&self.path)?;
+        host::check(&compiled)?;
+        self.files = files(&compiled);
+        match self.reloader.replace(super::rules(compiled)) {
+            Some(done) => done.map(|()| true).context("the policy is refused"),
+            None => Ok(false),
+        }
+    }
+}
+
+/// After a hangup, a process has no terminal any more.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
+}
+
+/// What can be told of a file without reading it; `None` where there is none. An editor that writes another file and
+/// gives it the name changes the inode.
+type Stat = Option<[i64; 4]>;
+
+/// The files as they were, and as they are since they began to change.
+struct Seen {
+    at_first: Vec<Stat>,
+    last: Vec<Stat>,
+}
+
+impl Seen {
+    fn of(files: &BTreeSet<PathBuf>) -> Self {
+        let stats: Vec<Stat> = files.iter().map(|path| stat(path)).collect();
+        Self {
+            at_first: stats.clone(),
+            last: stats,
+        }
+    }
+
+    /// Whether they have changed, and no longer do: nobody is in the middle of writing.
+    fn has_settled(&mut self, files: &BTreeSet<PathBuf>) -> bool {
+        let now: Vec<Stat> = files.iter().map(|path| stat(path)).collect();
+        let is_still = now == self.last && now.iter().all(Option::is_some);
+        self.last = now;
+        is_still && self.last != self.at_first
+    }
+}
+
+fn stat(path: &Path) -> Stat {
+    let metadata = fs::metadata(path).ok()?;
+    let inode = metadata.ino().cast_signed();
+    let size = metadata.size().cast_signed();
+    Some([inode, size, metadata.ctime(), metadata.ctime_nsec()])
+}
