@@ -70,11 +70,9 @@ pub(crate) fn compile_from(
     compile_text(name, &text, &options)
 }
 
-/// Compiles the policy `text`, which is known as `name`, and includes nothing.
+/// Compiles the program's own policy `text`, which is known as `name`. Nobody is warned who could not mend it.
 pub(crate) fn compile_source(name: &str, text: &str) -> anyhow::Result<Compiled> {
-    let compiled = compile_text(name, text, &Options::default())?;
-    draw(&compiled.sources, &compiled.warnings);
-    Ok(compiled)
+    compile_text(name, text, &Options::default())
 }
 
 fn compile_text(name: &str, text: &str, options: &Options<'_>) -> anyhow::Result<Compiled> {
