@@ -58,6 +58,32 @@ fn differences_are_told_as_ranges_and_directions() {
 }
 
 #[test]
+fn every_action_has_its_words() {
+    let cases = [
+        (
+            "read = { mask = '0b1x0' }",
+            "0x17 read: mask 0x5 = 0x4 -> allow",
+        ),
+        (
+            "write = { writable = 0xff }",
+            "0x17 write: writable 0xff, else fault -> allow",
+        ),
+        (
+            "shadow = { scope = 'vm', reset = 7, writable = 1, on-violation = 'ignore' }",
+            "0x17 both: shadow of the VM from 0x7, writable 0x1, else kept -> allow",
+        ),
+        (
+            "both = 'fault'\nlog = true\nlimit = '9/s'",
+            "0x17 both: fault, at most 9/s, logged -> allow",
+        ),
+    ];
+    for (rule, expected) in cases {
+        let differences = compare(&format!("[[rule]]\nmsr = 0x17\n{rule}\n"), "");
+        assert_eq!(lines(&differences), [expected]);
+    }
+}
+
+#[test]
 fn x2apic_differs_in_nothing_that_is_written_about_it() {
     let one = "[defaults]\nknown = 'fault'\n[[rule]]\nmsr = '0x800..=0x8ff'\nboth = 'allow'\n";
     let other = "[defaults]\nknown = 'fault'\n";
@@ -111,11 +137,24 @@ fn word() -> impl Strategy<Value = &'static str> {
         "'ignore'",
         "{ value = 0 }",
         "{ value = 5 }",
+        "{ mask = '0b1x' }",
+        "{ mask = '0b0x' }",
     ])
 }
 
 fn write_word() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec!["'allow'", "'fault'", "'ignore'"])
+    prop::sample::select(vec![
+        "'allow'",
+        "'fault'",
+        "'ignore'",
+        "{ writable = 0x3 }",
+        "{ writable = 0x3, on-violation = 'ignore' }",
+    ])
+}
+
+/// What makes a rule more than its actions.
+fn more() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["", "", "log = true", "limit = '9/s'", "limit = '7/s'"])
 }
 
 /// One rule, as text. Widths differ, so that no two tie.
@@ -126,14 +165,12 @@ fn rule(width: u32) -> impl Strategy<Value = String> {
         0u32..24,
         prop::option::of(word()),
         write_word(),
-        prop::bool::weighted(0.2),
+        more(),
     )
-        .prop_map(move |(base, offset, read, write, log)| {
+        .prop_map(move |(base, offset, read, write, more)| {
             let (first, last) = (base + offset, base + offset + width);
             let read = read.map_or(String::new(), |read| format!("read = {read}\n"));
-            format!(
-                "[[rule]]\nmsr = '{first:#x}..={last:#x}'\n{read}write = {write}\nlog = {log}\n"
-            )
+            format!("[[rule]]\nmsr = '{first:#x}..={last:#x}'\n{read}write = {write}\n{more}\n")
         })
 }
 
