@@ -16,6 +16,8 @@ pub(crate) struct Report<'a> {
     pub(crate) backend: &'static str,
     pub(crate) end: End,
     pub(crate) tally: &'a Tally,
+    /// How often the vCPU had to wait because of a limit.
+    pub(crate) throttled: u64,
     pub(crate) stats: Option<Stats>,
     pub(crate) trace: Option<&'a TraceEnd>,
 }
@@ -63,6 +65,11 @@ pub(crate) fn write_table(out: &mut dyn Write, report: &Report<'_>) -> io::Resul
         write!(out, ", and {observed} did not")?;
     }
     writeln!(out, ". {}", sentence(&report.end))?;
+    match report.throttled {
+        0 => {}
+        1 => writeln!(out, "A limit of the policy made it wait once.")?,
+        count => writeln!(out, "Limits of the policy made it wait {count} times.")?,
+    }
     if let Some(trace) = report.trace {
         write_trace(out, trace)?;
     }
@@ -213,6 +220,7 @@ pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Re
         msrs: report.tally.rows().map(JsonRow::of).collect(),
         events: report.tally.events().iter().map(JsonEvent::of).collect(),
         events_dropped: report.tally.events_dropped,
+        throttled: report.throttled,
         stats: report.stats,
         trace: report.trace,
     };
@@ -229,6 +237,7 @@ struct Json<'a> {
     msrs: Vec<JsonRow>,
     events: Vec<JsonEvent>,
     events_dropped: u64,
+    throttled: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     stats: Option<Stats>,
     #[serde(skip_serializing_if = "Option::is_none")]

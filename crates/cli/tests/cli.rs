@@ -224,6 +224,22 @@ fn flat_binary_runs_in_real_mode() {
 }
 
 #[test]
+fn guest_that_a_limit_slowed_is_told_so() {
+    // mov ecx, 0x8b; rdmsr; rdmsr; out 0xf4, al
+    let code = b"\x66\xb9\x8b\0\0\0\x0f\x32\x0f\x32\xe6\xf4";
+    let guest = file("storm.bin", code);
+    let rule = "[[rule]]\nmsr = 0x8b\nread = { value = 0 }\nlimit = '1/s'\n";
+    let policy = file("storm.toml", format!("version = 1\n{rule}").as_bytes());
+    let [guest, policy] = [&guest, &policy].map(|path| path.to_str().expect("UTF-8"));
+    for backend in backends() {
+        let output = msrgate(&["run", "--backend", backend, "--policy", policy, guest]);
+        let end = "2 MSR accesses left the guest. The guest ended by itself.\n\
+            A limit of the policy made it wait once.\n";
+        assert!(stdout(&output).ends_with(end), "{}", stdout(&output));
+    }
+}
+
+#[test]
 fn halt_ends_a_guest_in_peace() {
     let guest = file("hlt.elf", &Elf::new(&[0xf4]).bytes());
     for backend in backends() {

@@ -108,6 +108,7 @@ where
         instructions: machine.instructions(),
         time: start.elapsed(),
     });
+    let throttled = machine.throttled();
     let Events {
         tally,
         mut log,
@@ -123,6 +124,7 @@ where
             backend: setup.backend,
             end: end?,
             tally: &tally,
+            throttled,
             stats,
             trace: trace.as_ref(),
         },
