@@ -225,6 +225,7 @@ fn no_rapl_is_no_energy_counter<B: Backend>() {
         0x641,
         0x642,
         0x64d,
+        0x65c,
         0xc001_0299,
         0xc001_029a,
         0xc001_029b,

@@ -58,6 +58,20 @@ fn minimal_vmm_puts_a_policy_into_force_on_every_backend() {
 }
 
 #[test]
+fn minimal_vmm_reads_kvms_own_value_where_bits_are_replaced() {
+    let bits = format!("0b{}{}", "1".repeat(32), "x".repeat(32));
+    let text = format!("version = 1\n[[rule]]\nmsr = 0x8b\nread = {{ mask = '{bits}' }}\n");
+    let policy = file("minimal-vmm-mask.toml", text.as_bytes());
+    for backend in backends() {
+        let output = example("minimal_vmm", &policy, backend);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let text = stdout(&output);
+        assert!(text.contains("[ff, ff, ff, ff]"), "{backend}: {text}");
+        assert!(text.contains(": = 0xffffffff"), "{backend}: {text}");
+    }
+}
+
+#[test]
 fn minimal_vmm_says_what_is_wrong_with_a_policy() {
     let policy = file("minimal-vmm-bad.toml", b"version = 2\n");
     let output = example("minimal_vmm", &policy, "soft");
