@@ -1,4 +1,5 @@
-//! The policies in `testdata/policy`: what is printed of those that are bad, and that the good ones are taken.
+//! The policies in `testdata/policy`: what is printed of those that are bad, and that the good ones are taken. What bad
+//! ones include is in `testdata/policy/bad/include`.
 //!
 //! `UPDATE_EXPECT=1` rewrites what is expected; read the difference.
 
