@@ -44,8 +44,19 @@ pub(super) fn read(text: &str) -> Result<Draft, ImportError> {
     Ok(draft)
 }
 
+/// The parser compares each attribute of an element with all others.
+const MAX_ATTRIBUTES: usize = 1000;
+
 /// Parses XML; a document type, and with it every entity of one's own, is refused.
 pub(super) fn parse(text: &str) -> Result<Document<'_>, ImportError> {
+    let mut line = 1;
+    for tag in text.split('<') {
+        if tag.matches('=').count() > MAX_ATTRIBUTES {
+            let why = format!("more than {MAX_ATTRIBUTES} attributes in one element");
+            return Err(ImportError::malformed(format!("line {line}"), why));
+        }
+        line += tag.matches('\n').count();
+    }
     Document::parse(text).map_err(|error| {
         let why = error.to_string();
         ImportError::malformed(

@@ -21,6 +21,9 @@ use crate::compile::{Options, compile_with};
 use crate::diagnostic::Diagnostic;
 use crate::source::Sources;
 
+/// A text may not be longer.
+const MAX_BYTES: usize = 1 << 20;
+
 /// A program that has MSR policies of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -75,6 +78,9 @@ pub enum ImportError {
         /// What is wrong there.
         why: String,
     },
+    /// It is longer than any that somebody has written.
+    #[error("longer than 1 MiB")]
+    TooLong,
     /// There is nothing about MSRs in it.
     #[error("nothing to import: it has no {what}")]
     Nothing {
@@ -114,6 +120,9 @@ impl ImportError {
 /// # Errors
 /// It is not in that format, says nothing about MSRs, or comes to what KVM's filter cannot do.
 pub fn import(peer: Peer, text: &str) -> Result<Imported, ImportError> {
+    if text.len() > MAX_BYTES {
+        return Err(ImportError::TooLong);
+    }
     let text = text.trim_start_matches('\u{feff}');
     let draft = match peer {
         Peer::Crosvm => crosvm::read(text),
