@@ -3,7 +3,8 @@
 //! * [`Kvm::open`]: the device, with a reason where it cannot be used.
 //! * [`KvmVm`], [`KvmVcpu`]: [`msrgate_core::Vm`] and [`msrgate_core::Vcpu`].
 //! * [`KvmKicker`]: makes a running vCPU come back.
-//! * [`install`], [`service`]: the same policy for a VMM that runs its vCPUs itself, with `kvm-ioctls`.
+//! * [`install`], [`service`]: the same policy for a VMM that runs its vCPUs itself, with `kvm-ioctls`;
+//!   `examples/minimal_vmm.rs` is one.
 //! * [`ignore_msrs`]: whether the host hides unknown MSRs from everybody.
 //! * [`abi`]: the numbers and layouts that this crate, and who speaks raw ioctls, rely on.
 //!
