@@ -9,6 +9,7 @@ use msrgate_core::{
 };
 use vm_memory::GuestMemoryMmap;
 
+use crate::irq::Pit;
 use crate::memory::Memory;
 use crate::sregs;
 use crate::vcpu::{Engine, SLICE};
@@ -48,6 +49,43 @@ impl SoftVm {
             state: Arc::new(VmState::new(config, memory)),
         })
     }
+}
+
+/// The in-kernel interrupt controllers. With them HLT waits for an interrupt instead of leaving, and vCPUs other
+/// than the first wait for their start-up messages.
+impl SoftVm {
+    /// Makes local APICs, an I/O APIC, two 8259s and a PIT, before the first vCPU.
+    ///
+    /// # Errors
+    /// They are there already, or there is a vCPU.
+    pub fn create_irqchip(&self) -> Result<(), VmError> {
+        let created = self.state.create_irqchip();
+        created.map_err(refused("KVM_CREATE_IRQCHIP"))?;
+        if let Some(irqchip) = self.state.irqchip() {
+            irqchip.with(|chips, now| chips.pit = Some(Pit::new(true, now)));
+        }
+        Ok(())
+    }
+
+    /// Drives a line of the controllers, as `KVM_IRQ_LINE` does.
+    ///
+    /// # Errors
+    /// There are no controllers.
+    pub fn set_irq_line(&self, gsi: u32, level: LineLevel) -> Result<(), VmError> {
+        let irqchip = self.state.irqchip().ok_or(Errno::ENXIO);
+        let irqchip = irqchip.map_err(refused("KVM_IRQ_LINE"))?;
+        irqchip.with(|chips, _| chips.set_gsi(gsi, level == LineLevel::High));
+        Ok(())
+    }
+}
+
+/// The level of an interrupt line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineLevel {
+    /// Not asserted.
+    Low,
+    /// Asserted.
+    High,
 }
 
 impl Vm for SoftVm {

@@ -52,6 +52,13 @@ impl Tsc {
         self.set(now);
     }
 
+    /// Nanoseconds until it reads `value`; 0 if it has.
+    pub(crate) fn nanoseconds_until(&self, value: u64) -> u64 {
+        let left = value.saturating_sub(self.now());
+        let nanoseconds = u128::from(left) * 1_000_000 / u128::from(self.khz.max(1));
+        u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+    }
+
     fn ticks(&self) -> u64 {
         let nanoseconds = self.epoch.elapsed().as_nanos();
         let ticks = match self.khz {

@@ -16,8 +16,12 @@ pub enum CpuidSource {
     Fixed,
 }
 
-/// Leaf 1 ECX: features that are ours and not the processor's (the hypervisor bit).
+/// Leaf 1 ECX: features that are ours and not the processor's: the hypervisor bit, and x2APIC, which a VM has that
+/// makes in-kernel interrupt controllers.
 const HYPERVISOR: u32 = 1 << 31;
+const X2APIC: u32 = 1 << 21;
+/// Leaf 1 EDX: a local APIC, in the kernel or the client's.
+const APIC: u32 = 1 << 9;
 /// Leaf 1 EDX: MCE and MCA, MTRR, which are MSRs here.
 const MCE_MTRR_MCA: u32 = 1 << 7 | 1 << 12 | 1 << 14;
 /// Leaf 7 EBX: TSC_ADJUST, an MSR here.
@@ -39,8 +43,8 @@ pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
         match leaf.function {
             0 => leaf.eax = FREQUENCY,
             1 => {
-                leaf.ecx |= HYPERVISOR;
-                leaf.edx |= MCE_MTRR_MCA;
+                leaf.ecx |= HYPERVISOR | X2APIC;
+                leaf.edx |= MCE_MTRR_MCA | APIC;
             }
             7 => leaf.ebx |= TSC_ADJUST,
             _ => {}
@@ -124,7 +128,7 @@ mod tests {
             assert_eq!(find(0x4000_0000).ebx.to_le_bytes(), *b"KVMK");
             assert_ne!(find(1).ecx & HYPERVISOR, 0);
             // No feature that the processor does not have.
-            let known = supported_mask(1, CpuidRegister::Ecx) | HYPERVISOR;
+            let known = supported_mask(1, CpuidRegister::Ecx) | HYPERVISOR | X2APIC;
             assert_eq!(find(1).ecx & !known, 0);
             let rising = |pair: &[CpuidLeaf]| pair[0].function < pair[1].function;
             assert!(table.windows(2).all(rising), "one row a leaf, in order");

@@ -6,6 +6,7 @@
 
 mod capability;
 mod convert;
+mod irqchip;
 mod msrs;
 mod request;
 mod run;

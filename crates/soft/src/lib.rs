@@ -40,6 +40,7 @@ mod client;
 mod clock;
 mod cpuid;
 mod ioctl;
+mod irq;
 mod memory;
 mod msr;
 mod plain;
@@ -51,7 +52,7 @@ mod turn;
 mod vcpu;
 mod vm;
 
-pub use api::{Kicker, SoftVcpu, SoftVm};
+pub use api::{Kicker, LineLevel, SoftVcpu, SoftVm};
 pub use cpuid::CpuidSource;
 pub use ioctl::{Handle, Outcome, System, VcpuDescriptor, VmDescriptor};
 pub use vm::SystemConfig;

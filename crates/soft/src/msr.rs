@@ -13,7 +13,7 @@ use msrgate_core::MsrIndex;
 use msrgate_x86::Cpu;
 
 pub(crate) use guest_cpuid::GuestCpuid;
-pub(crate) use rule::{Initiator, Refusal};
+pub(crate) use rule::{Feature, Initiator, Refusal};
 
 use crate::clock::Tsc;
 use rule::{Home, Needs, Read, Reader, Write, Writer};

@@ -10,9 +10,9 @@ use std::slice;
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dirty_log,
-    kvm_enable_cap, kvm_fpu, kvm_guest_debug, kvm_mp_state, kvm_msr_entry, kvm_pit_config,
-    kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2, kvm_vcpu_events, kvm_xcrs,
+    kvm_enable_cap, kvm_fpu, kvm_guest_debug, kvm_mp_state, kvm_msi, kvm_msr_entry, kvm_pic_state,
+    kvm_pit_channel_state, kvm_pit_config, kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_vcpu_events, kvm_xcrs,
 };
 
 /// Plain data.
@@ -66,6 +66,9 @@ plain! {
     kvm_guest_debug = 72;
     kvm_mp_state = 4;
     kvm_msr_entry = 16;
+    kvm_msi = 32;
+    kvm_pic_state = 16;
+    kvm_pit_channel_state = 24;
     kvm_pit_config = 64;
     kvm_regs = 144;
     kvm_sregs = 312;

@@ -57,6 +57,7 @@ pub(crate) fn set(engine: &mut Engine, registers: &SystemRegisters) -> Result<()
         return Err(Errno::EINVAL);
     }
     engine.cpu.set_system_registers(registers);
+    engine.look_at_interrupts();
     Ok(())
 }
 

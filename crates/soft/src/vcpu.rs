@@ -1,11 +1,15 @@
 //! [`Engine`]: one vCPU, as both doors use it: complete what is pending, run to the next exit.
 //!
-//! It speaks core's [`VmEntry`] and [`VmExit`]; the run page and the ioctls are in [`crate::ioctl`].
+//! It speaks core's [`VmEntry`] and [`VmExit`]; the run page and the ioctls are in [`crate::ioctl`], and what it has
+//! to do with interrupt controllers in [`interrupt`].
+
+mod interrupt;
 
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use kvm_bindings::KVM_EXIT_SET_TPR;
 use msrgate_core::{
     Access, Disposition, Emulation, Errno, FilterReader, Gp, MsrIndex, NativeAccess,
     PendingCompletion, RunError, VmEntry, VmExit,
@@ -13,9 +17,11 @@ use msrgate_core::{
 use msrgate_x86::{Config, Cpu, CpuidLeaf, Stop};
 
 use crate::clock::Tsc;
-use crate::msr::{GuestCpuid, Initiator, MsrFile, Refusal};
+use crate::irq::{IrqChip, Lapic};
+use crate::msr::{Feature, GuestCpuid, Initiator, MsrFile, Refusal};
 use crate::processor::GuestBus;
 use crate::vm::VmState;
+pub(crate) use interrupt::MpState;
 
 /// Instructions between two looks at who wants to interrupt: some hundred microseconds.
 pub(crate) const SLICE: u64 = 50_000;
@@ -42,8 +48,13 @@ pub(crate) struct Engine {
     pub(crate) is_observed: bool,
     /// A single step ended behind an exit that needs no answer.
     step_is_due: bool,
-    /// HLT waits for an interrupt.
-    pub(crate) halted: bool,
+    pub(crate) mp_state: MpState,
+    /// The in-kernel controllers, if the VM has them.
+    irqchip: Option<Arc<IrqChip>>,
+    /// What the controllers had raised when they were looked at last.
+    seen: u64,
+    /// They are to be looked at whether they have raised anything or not.
+    look: bool,
     /// The vCPU has run: its model cannot change any more.
     pub(crate) has_run: bool,
     /// DR6 of the last [`VmExit::Debug`].
@@ -63,6 +74,14 @@ impl Engine {
             cpu.msrs.apic_base &= !BOOTSTRAP;
         }
         let msrs = MsrFile::new(GuestCpuid::new(&[]), tsc);
+        let irqchip = vm.irqchip();
+        let mut mp_state = MpState::Runnable;
+        if let Some(irqchip) = &irqchip {
+            irqchip.with(|chips, _| chips.add(Lapic::new(id, cpu.msrs.apic_base)));
+            if id != vm.bootstrap_id() {
+                mp_state = MpState::Uninitialized;
+            }
+        }
         Self {
             id,
             cpu,
@@ -78,7 +97,10 @@ impl Engine {
             foreign_writes: false,
             is_observed: false,
             step_is_due: false,
-            halted: false,
+            mp_state,
+            irqchip,
+            seen: 0,
+            look: true,
             has_run: false,
             debug_dr6: 0,
             vm,
@@ -98,6 +120,8 @@ impl Engine {
     /// Replaces the CPUID table.
     pub(crate) fn set_cpuid(&mut self, cpuid: Vec<CpuidLeaf>) {
         self.msrs.set_cpuid(GuestCpuid::new(&cpuid));
+        let deadline_mode = self.msrs.cpuid.has(Feature::TscDeadline);
+        self.with_lapic(|lapic, _| lapic.set_deadline_mode(deadline_mode));
         self.cpu.set_config(Config {
             cpuid,
             ..self.cpu.config().clone()
@@ -153,17 +177,18 @@ impl Engine {
         mut check: impl FnMut(&Cpu) -> Option<VmExit>,
     ) -> Result<VmExit, Errno> {
         self.has_run = true;
+        self.look = true;
         loop {
             if let Some(exit) = check(&self.cpu) {
                 return Ok(exit);
             }
-            let stop = self.slice(budget)?;
+            if !self.attend() {
+                continue;
+            }
+            let stop = self.slice(self.slice_budget(budget))?;
             if let Some(exit) = self.handle(stop) {
                 self.pending.arm(exit);
                 return Ok(exit);
-            }
-            if self.halted {
-                return Ok(VmExit::Hlt);
             }
         }
     }
@@ -177,7 +202,7 @@ impl Engine {
 
     /// Host-initiated read of an MSR.
     pub(crate) fn get_msr(&self, index: MsrIndex) -> Option<u64> {
-        self.msrs.rdmsr(&self.cpu, index, Initiator::Host).ok()
+        self.read_msr(index, Initiator::Host).ok()
     }
 
     /// Host-initiated write of an MSR; whether it was taken.
@@ -185,10 +210,7 @@ impl Engine {
         if self.has_run && MsrFile::is_fixed(index) && self.get_msr(index) != Some(value) {
             return false;
         }
-        let done = self
-            .msrs
-            .wrmsr(&mut self.cpu, index, value, Initiator::Host);
-        done.is_ok()
+        self.write_msr(index, value, Initiator::Host).is_ok()
     }
 
     /// One turn of at most `budget` instructions.
@@ -241,6 +263,9 @@ impl Engine {
     /// What becomes of a stop: an exit, or nothing that the guest's owner needs to know.
     #[inline]
     fn handle(&mut self, stop: Stop) -> Option<VmExit> {
+        if self.has_irqchip() && self.serve(stop) {
+            return None;
+        }
         Some(match stop {
             Stop::Rdmsr { index } => return self.rdmsr(MsrIndex(index)),
             Stop::Wrmsr { index, value } => return self.wrmsr(MsrIndex(index), value),
@@ -252,11 +277,9 @@ impl Engine {
                 self.hypercall();
                 return None;
             }
-            Stop::Hlt if self.vm.has_irqchip() => {
-                self.halted = true;
-                return None;
-            }
             Stop::Hlt => VmExit::Hlt,
+            Stop::PriorityLowered => VmExit::Other(KVM_EXIT_SET_TPR),
+            Stop::InterruptWindow => return None,
             Stop::IoIn { port, len_bytes } => VmExit::IoIn { port, len_bytes },
             Stop::IoOut {
                 port,
@@ -294,14 +317,14 @@ impl Engine {
     /// RDMSR: filter, emulation, reason, in this order (`kvm_emulate_rdmsr`).
     #[inline]
     fn rdmsr(&mut self, index: MsrIndex) -> Option<VmExit> {
+        let verdict = self.filter.verdict(index, Access::Read);
+        let unknown = self.vm.config.unknown_msrs;
         let mut value = 0;
         let emulate = || {
-            let answer = self.msrs.rdmsr(&self.cpu, index, Initiator::Guest);
+            let answer = self.read_msr(index, Initiator::Guest);
             value = answer.unwrap_or(0);
             emulation(answer)
         };
-        let verdict = self.filter.verdict(index, Access::Read);
-        let unknown = self.vm.config.unknown_msrs;
         let answer = match Disposition::of(verdict, emulate, unknown, self.vm.reasons()) {
             Disposition::Exit(reason) => return Some(VmExit::Rdmsr { index, reason }),
             Disposition::Native => Ok(value),
@@ -315,13 +338,11 @@ impl Engine {
     /// WRMSR, likewise. There is no way around the filter, not even for `IA32_TSC_DEADLINE`.
     #[inline]
     fn wrmsr(&mut self, index: MsrIndex, value: u64) -> Option<VmExit> {
-        let emulate = || {
-            let guest = Initiator::Guest;
-            emulation(self.msrs.wrmsr(&mut self.cpu, index, value, guest))
-        };
         let verdict = self.filter.verdict(index, Access::Write);
         let unknown = self.vm.config.unknown_msrs;
-        let answer = match Disposition::of(verdict, emulate, unknown, self.vm.reasons()) {
+        let reasons = self.vm.reasons();
+        let emulate = || emulation(self.write_msr(index, value, Initiator::Guest));
+        let answer = match Disposition::of(verdict, emulate, unknown, reasons) {
             Disposition::Exit(reason) => {
                 return Some(VmExit::Wrmsr {
                     index,
@@ -409,6 +430,9 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        if let Some(irqchip) = &self.irqchip {
+            irqchip.with(|chips, _| chips.remove(self.id));
+        }
         self.vm.release(self.id);
     }
 }

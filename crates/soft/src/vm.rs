@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use msrgate_core::{Errno, ExitReasons, FilterCell, MsrFilter, UnknownMsrs};
@@ -10,6 +10,7 @@ use msrgate_x86::CpuidLeaf;
 
 use crate::clock;
 use crate::cpuid::{self, CpuidSource};
+use crate::irq::IrqChip;
 use crate::memory::Memory;
 use crate::turn::Turn;
 
@@ -69,7 +70,7 @@ pub(crate) struct VmState {
     bootstrap_id: AtomicU32,
     /// The end of the numbers that a client set itself (`KVM_CAP_MAX_VCPU_ID`); 0: none.
     max_vcpu_id: AtomicU32,
-    irqchip: AtomicBool,
+    irqchip: OnceLock<Arc<IrqChip>>,
     /// KVM_CAP_EXCEPTION_PAYLOAD.
     pub(crate) exception_payload: AtomicBool,
     /// KVM_CAP_MSR_PLATFORM_INFO with 0.
@@ -91,7 +92,7 @@ impl VmState {
             ids: Mutex::default(),
             bootstrap_id: AtomicU32::new(0),
             max_vcpu_id: AtomicU32::new(0),
-            irqchip: AtomicBool::new(false),
+            irqchip: OnceLock::new(),
             exception_payload: AtomicBool::new(false),
             platform_info_hidden: AtomicBool::new(false),
         }
@@ -182,14 +183,24 @@ impl VmState {
         ids.remove(&id);
     }
 
-    /// Whether the client asked for in-kernel interrupt controllers: HLT then waits instead of leaving.
-    pub(crate) fn has_irqchip(&self) -> bool {
-        self.irqchip.load(Ordering::Relaxed)
+    /// The in-kernel interrupt controllers, if the client has asked for them.
+    pub(crate) fn irqchip(&self) -> Option<Arc<IrqChip>> {
+        self.irqchip.get().cloned()
     }
 
-    /// The client asks for them.
-    pub(crate) fn set_irqchip(&self) {
-        self.irqchip.store(true, Ordering::Relaxed);
+    /// Makes them (`KVM_CREATE_IRQCHIP`).
+    ///
+    /// # Errors
+    /// EEXIST if they are there, EINVAL if there is a vCPU already.
+    pub(crate) fn create_irqchip(&self) -> Result<(), Errno> {
+        if self.irqchip.get().is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if self.has_vcpus() {
+            return Err(Errno::EINVAL);
+        }
+        let irqchip = Arc::new(IrqChip::new(self.epoch));
+        self.irqchip.set(irqchip).map_err(|_| Errno::EEXIST)
     }
 
     /// Nanoseconds of the VM's clock (`KVM_GET_CLOCK`).

@@ -264,16 +264,6 @@ fn single_step_ends_with_the_completion() {
 }
 
 #[test]
-fn halted_vcpu_with_an_irqchip_waits_and_gives_up() {
-    let (vm, _) = open(&Handle::open(SystemConfig::default()), CREATE_VM);
-    assert_eq!(value(vm.ioctl(CREATE_IRQCHIP, 0)), Ok(0));
-    assert_eq!(value(vm.ioctl(CREATE_IRQCHIP, 0)), Err(Errno::EEXIST));
-    let client = Client::on(vm, &[0xf4]);
-    assert_eq!(client.run(), Err(Errno::EINTR));
-    assert_eq!(client.exit_reason(), KVM_EXIT_INTR);
-}
-
-#[test]
 fn unknown_requests_are_refused_by_kind() {
     let system = Handle::open(SystemConfig::default());
     let client = Client::new(&[0xf4]);

@@ -5,7 +5,7 @@
 
 use crate::cpuid::CpuidRegister;
 use crate::op::{Exit, Fault, Flow, vector};
-use crate::{Cpu, seg};
+use crate::{Cpu, Stop, seg};
 
 /// CR0 bits.
 pub(crate) mod cr0 {
@@ -153,7 +153,11 @@ impl Cpu {
         if value > 15 {
             return Err(self.raise(Fault::GP));
         }
+        let lowered = value < self.cr8;
         self.cr8 = value;
+        if lowered {
+            return Err(self.stop_after(Stop::PriorityLowered));
+        }
         Err(Exit::Leave)
     }
 

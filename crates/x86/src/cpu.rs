@@ -95,6 +95,8 @@ pub(crate) struct Pending {
     pub(crate) nmi: bool,
     /// Until IRET.
     pub(crate) nmi_masked: bool,
+    /// Who holds an interrupt wants to hear when it would be taken.
+    pub(crate) window: bool,
 }
 
 /// The instruction that just retired keeps interrupts away from the next one.

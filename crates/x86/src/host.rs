@@ -203,6 +203,13 @@ impl Cpu {
         true
     }
 
+    /// Stop with [`Stop::InterruptWindow`](crate::Stop::InterruptWindow) as soon as
+    /// [`Cpu::can_interrupt`]; once.
+    pub fn set_interrupt_window(&mut self, wanted: bool) {
+        self.pending.window = wanted;
+        self.attention |= wanted;
+    }
+
     /// Makes an NMI pending.
     pub fn nmi(&mut self) {
         self.pending.nmi = true;

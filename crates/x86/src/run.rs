@@ -244,6 +244,10 @@ impl Cpu {
         if self.shut_down {
             return Err(Stop::TripleFault);
         }
+        if self.pending.window && !restarts && self.can_interrupt() {
+            self.pending.window = false;
+            return Err(Stop::InterruptWindow);
+        }
         let alone = restarts
             || self.shadow != Shadow::None
             || self.flags.has(flags::TF)
@@ -258,6 +262,7 @@ impl Cpu {
         self.pending.exception.is_some()
             || self.pending.interrupt.is_some()
             || self.pending.nmi && !self.pending.nmi_masked
+            || self.pending.window
     }
 
     /// Delivers the first of what waits. `true`: something was.

@@ -55,6 +55,11 @@ pub enum Stop {
     },
     /// HLT retired: RIP is behind it.
     Hlt,
+    /// An external interrupt would be taken now, as
+    /// [`Cpu::set_interrupt_window`](crate::Cpu::set_interrupt_window) asked to hear.
+    InterruptWindow,
+    /// MOV to CR8 retired and lowered the task priority.
+    PriorityLowered,
     /// VMCALL or VMMCALL: RIP is behind it. RAX and the others hold the hypercall.
     Hypercall,
     /// A fault while a double fault was being delivered. The processor stays shut down until it is reset.

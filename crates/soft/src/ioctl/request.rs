@@ -2,10 +2,11 @@
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_dirty_log, kvm_enable_cap, kvm_fpu,
-    kvm_guest_debug, kvm_interrupt, kvm_irq_level, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_filter, kvm_msr_list, kvm_msrs, kvm_pit_config, kvm_regs, kvm_signal_mask, kvm_sregs,
-    kvm_sregs2, kvm_tpr_access_ctl, kvm_translation, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2, kvm_vapic_addr, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_guest_debug, kvm_interrupt, kvm_irq_level, kvm_irq_routing, kvm_irqchip, kvm_lapic_state,
+    kvm_mp_state, kvm_msi, kvm_msr_filter, kvm_msr_list, kvm_msrs, kvm_pit_config, kvm_pit_state,
+    kvm_pit_state2, kvm_regs, kvm_signal_mask, kvm_sregs, kvm_sregs2, kvm_tpr_access_ctl,
+    kvm_translation, kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_vapic_addr,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// The ioctl type of KVM (`KVMIO`).
@@ -71,8 +72,17 @@ requests! {
     SET_USER_MEMORY_REGION2 = write::<kvm_userspace_memory_region2>(0x49);
     CREATE_IRQCHIP = none(0x60);
     IRQ_LINE = write::<kvm_irq_level>(0x61);
+    IRQ_LINE_STATUS = both::<kvm_irq_level>(0x67);
     GET_IRQCHIP = both::<kvm_irqchip>(0x62);
     SET_IRQCHIP = read::<kvm_irqchip>(0x63);
+    CREATE_PIT = none(0x64);
+    GET_PIT = both::<kvm_pit_state>(0x65);
+    SET_PIT = read::<kvm_pit_state>(0x66);
+    SET_GSI_ROUTING = write::<kvm_irq_routing>(0x6a);
+    REINJECT_CONTROL = none(0x71);
+    GET_PIT2 = read::<kvm_pit_state2>(0x9f);
+    SET_PIT2 = write::<kvm_pit_state2>(0xa0);
+    SIGNAL_MSI = write::<kvm_msi>(0xa5);
     CREATE_PIT2 = write::<kvm_pit_config>(0x77);
     SET_BOOT_CPU_ID = none(0x78);
     SET_CLOCK = write::<kvm_clock_data>(0x7b);

@@ -2,15 +2,12 @@
 
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS,
-    kvm_debug_exit_arch, kvm_run, kvm_sync_regs,
+    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS,
+    KVM_SYNC_X86_SREGS, kvm_debug_exit_arch, kvm_run, kvm_sync_regs,
 };
 use msrgate_core::{Errno, Gp, MsrIndex, RunError, VmEntry, VmExit};
 
@@ -18,7 +15,7 @@ use super::vcpu::Inner;
 use super::{Outcome, VcpuDescriptor, done};
 use crate::client::SignalGuard;
 use crate::run_page::{EXIT, IO_DATA_OFFSET, RunPage};
-use crate::vcpu::SLICE;
+use crate::vcpu::{MpState, SLICE};
 
 /// Fields of `kvm_run`.
 const REQUEST_INTERRUPT_WINDOW: usize = offset_of!(kvm_run, request_interrupt_window);
@@ -46,9 +43,6 @@ const DR6_ACTIVE_LOW: u64 = 0xffff_0ff0;
 
 /// While the client waits for an interrupt window, a turn is this many instructions.
 const WINDOW_SLICE: u64 = 1000;
-/// A halted vCPU looks for a reason to go on this often, and gives up with EINTR after so many looks.
-const NAP: Duration = Duration::from_millis(1);
-const NAPS: u32 = 100;
 
 /// The groups of registers that can be synchronized through the run page.
 pub(super) const SYNC_FIELDS: u32 = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
@@ -78,16 +72,15 @@ pub(super) fn run(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno
 }
 
 fn enter(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> Result<VmExit, Errno> {
-    if inner.mp_state == KVM_MP_STATE_UNINITIALIZED {
-        wait_for_event(inner, page, signals);
-        return Ok(VmExit::Interrupted); // nothing here starts it
+    if inner.engine.mp_state == MpState::Uninitialized {
+        return wait_for_init(inner, page, signals);
     }
     let [valid, dirty]: [u64; 2] = [page.load(VALID_REGS), page.load(DIRTY_REGS)];
     if (valid | dirty) & !u64::from(SYNC_FIELDS) != 0 {
         return Err(Errno::EINVAL);
     }
     load_dirty(inner, page, dirty)?;
-    if !inner.engine.vm().has_irqchip() {
+    if !inner.engine.has_irqchip() {
         let cr8: u64 = page.load(CR8);
         if cr8 > 15 {
             return Err(Errno::EINVAL);
@@ -108,56 +101,42 @@ fn enter(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> Result<VmE
     if page.load::<u8>(IMMEDIATE_EXIT) != 0 {
         return Err(Errno::EINTR); // exit_reason stays what it was
     }
-    if inner.mp_state == KVM_MP_STATE_HALTED && !wait_for_event(inner, page, signals) {
-        return Ok(VmExit::Interrupted);
-    }
     go(inner, page, signals)
 }
 
-/// Runs the guest, and waits with it where it halts.
-fn go(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> Result<VmExit, Errno> {
-    let window = !inner.engine.vm().has_irqchip();
-    loop {
-        let wanted = || window && page.load::<u8>(REQUEST_INTERRUPT_WINDOW) != 0;
-        let slice = if wanted() { WINDOW_SLICE } else { SLICE };
-        let exit = inner.engine.run(slice, |cpu| {
-            if interrupted(page, signals) {
-                Some(VmExit::Interrupted)
-            } else if wanted() && cpu.can_interrupt() {
-                Some(VmExit::Other(KVM_EXIT_IRQ_WINDOW_OPEN))
-            } else {
-                None
-            }
-        })?;
-        if !inner.engine.halted {
-            return Ok(exit);
-        }
-        inner.engine.halted = false;
-        inner.mp_state = KVM_MP_STATE_HALTED;
-        if !wait_for_event(inner, page, signals) {
+/// An application processor sleeps until INIT, and its client then calls again.
+fn wait_for_init(
+    inner: &mut Inner,
+    page: &RunPage,
+    signals: &SignalGuard,
+) -> Result<VmExit, Errno> {
+    while inner.engine.mp_state == MpState::Uninitialized {
+        if interrupted(page, signals) {
             return Ok(VmExit::Interrupted);
         }
+        inner.engine.attend();
     }
+    Err(Errno::EAGAIN)
+}
+
+/// Runs the guest.
+fn go(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> Result<VmExit, Errno> {
+    let window = !inner.engine.has_irqchip();
+    let wanted = || window && page.load::<u8>(REQUEST_INTERRUPT_WINDOW) != 0;
+    let slice = if wanted() { WINDOW_SLICE } else { SLICE };
+    inner.engine.run(slice, |cpu| {
+        if interrupted(page, signals) {
+            Some(VmExit::Interrupted)
+        } else if wanted() && cpu.can_interrupt() {
+            Some(VmExit::Other(KVM_EXIT_IRQ_WINDOW_OPEN))
+        } else {
+            None
+        }
+    })
 }
 
 fn interrupted(page: &RunPage, signals: &SignalGuard) -> bool {
     page.load::<u8>(IMMEDIATE_EXIT) != 0 || signals.is_pending()
-}
-
-/// Waits with a vCPU that is halted or was never started; whether it goes on. There are no controllers, so
-/// only an NMI can wake it, and only from HLT. The wait is bounded.
-fn wait_for_event(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> bool {
-    for _ in 0..NAPS {
-        if inner.engine.cpu.events().nmi_pending && inner.mp_state == KVM_MP_STATE_HALTED {
-            inner.mp_state = KVM_MP_STATE_RUNNABLE;
-            return true;
-        }
-        if interrupted(page, signals) {
-            return false;
-        }
-        thread::sleep(NAP);
-    }
-    false
 }
 
 /// What the client answers to `exit`, from the fields that it may write. What else it changed does not
@@ -293,7 +272,7 @@ fn save(inner: &Inner, page: &RunPage) {
     page.store(FLAGS, 0_u16);
     page.store(CR8, cpu.cr8());
     page.store(APIC_BASE, cpu.msrs.apic_base);
-    let ready = inner.engine.vm().has_irqchip() || cpu.can_interrupt();
+    let ready = inner.engine.has_irqchip() || cpu.can_interrupt();
     page.store(READY_FOR_INTERRUPT, u8::from(ready));
     let valid: u64 = page.load(VALID_REGS);
     let is_valid = |group: u32| valid & u64::from(group) != 0;
@@ -316,6 +295,8 @@ mod tests {
     use crate::vm::SystemConfig;
     use kvm_bindings::kvm_userspace_memory_region;
     use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
     use vm_memory::{MmapRegion, VolatileMemory};
 
     fn open(handle: &Handle, request: u32) -> Handle {
@@ -354,7 +335,7 @@ mod tests {
         let target = receive.recv().unwrap();
         while !runner.is_finished() {
             signal(target);
-            thread::sleep(NAP);
+            thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(runner.join().unwrap(), (Err(Errno::EINTR), KVM_EXIT_INTR));
     }

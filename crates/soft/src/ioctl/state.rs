@@ -5,17 +5,20 @@ use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_SINGLESTEP,
-    KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD,
-    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM,
-    KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_fpu, kvm_guest_debug,
-    kvm_mp_state, kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation, kvm_vcpu_events, kvm_xcrs,
+    KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_MP_STATE_AP_RESET_HOLD,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR,
+    KVM_VCPUEVENT_VALID_SMM, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_debugregs,
+    kvm_fpu, kvm_guest_debug, kvm_mp_state, kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation,
+    kvm_vcpu_events, kvm_xcrs,
 };
 use msrgate_core::Errno;
 use msrgate_x86::{Config, Events, Exception};
 
 use super::vcpu::Inner;
 use super::{Outcome, VcpuDescriptor, convert, done};
+use crate::vcpu::MpState;
 use crate::{client, sregs};
 
 /// Exception vectors.
@@ -143,8 +146,17 @@ pub(super) fn set_vcpu_events(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Ou
     done()
 }
 
+/// What is on its way to start the vCPU has its effect first.
 pub(super) fn get_mp_state(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {
-    let mp_state = vcpu.lock().mp_state;
+    let mut inner = vcpu.lock();
+    inner.engine.accept_start_up();
+    let mp_state = match inner.engine.mp_state {
+        MpState::Runnable => KVM_MP_STATE_RUNNABLE,
+        MpState::Uninitialized => KVM_MP_STATE_UNINITIALIZED,
+        MpState::InitReceived => KVM_MP_STATE_INIT_RECEIVED,
+        MpState::Halted => KVM_MP_STATE_HALTED,
+        MpState::ResetHold => KVM_MP_STATE_AP_RESET_HOLD,
+    };
     client::store(arg, &kvm_mp_state { mp_state })?;
     done()
 }
@@ -153,11 +165,22 @@ pub(super) fn get_mp_state(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outco
 pub(super) fn set_mp_state(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     let kvm_mp_state { mp_state } = client::load(arg)?;
     let mut inner = vcpu.lock();
-    let waits = matches!(mp_state, KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_HALTED);
-    if mp_state != KVM_MP_STATE_RUNNABLE && !(waits && inner.engine.vm().has_irqchip()) {
+    let engine = &mut inner.engine;
+    if mp_state != KVM_MP_STATE_RUNNABLE && !engine.has_irqchip() {
         return Err(Errno::EINVAL);
     }
-    inner.mp_state = mp_state;
+    engine.mp_state = match mp_state {
+        KVM_MP_STATE_RUNNABLE => MpState::Runnable,
+        KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
+        KVM_MP_STATE_HALTED => MpState::Halted,
+        KVM_MP_STATE_AP_RESET_HOLD => MpState::ResetHold,
+        KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
+        KVM_MP_STATE_SIPI_RECEIVED => {
+            engine.with_lapic(|lapic, _| lapic.start_again());
+            MpState::InitReceived
+        }
+        _ => return Err(Errno::EINVAL),
+    };
     done()
 }
 
@@ -211,7 +234,7 @@ pub(super) fn interrupt(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome,
     let vector: u32 = client::load(arg)?;
     let vector = u8::try_from(vector).map_err(|_| Errno::EINVAL)?;
     let mut inner = vcpu.lock();
-    if inner.engine.vm().has_irqchip() {
+    if inner.engine.has_irqchip() {
         return Err(Errno::ENXIO);
     }
     inner.inject(vector);

@@ -3,15 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::{
-    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
-    kvm_cpuid_entry2, kvm_enable_cap,
-};
+use kvm_bindings::{KVM_CAP_ENFORCE_PV_FEATURE_CPUID, kvm_cpuid_entry2, kvm_enable_cap};
 use msrgate_core::Errno;
 
 use super::system::{MAX_CPUID_ENTRIES, put_cpuid};
 use super::{
-    Creator, Handler, Outcome, VmDescriptor, convert, done, int, msrs, request, run, state,
+    Creator, Handler, Outcome, VmDescriptor, convert, done, int, irqchip, msrs, request, run, state,
 };
 use crate::client;
 use crate::run_page::RunPage;
@@ -30,8 +27,6 @@ pub struct VcpuDescriptor {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) engine: Engine,
-    /// `KVM_MP_STATE_*`.
-    pub(super) mp_state: u32,
     /// `KVM_SET_SIGNAL_MASK`: blocked while the vCPU runs.
     pub(super) signal_mask: Option<u64>,
     /// `KVM_SET_CPUID2`, as it came.
@@ -43,14 +38,8 @@ impl VcpuDescriptor {
     pub(super) fn new(vm: &VmDescriptor, id: u32) -> Result<(Self, OwnedFd), Errno> {
         let (page, fd) = RunPage::new()?;
         vm.state.reserve(id)?;
-        let application_processor = id != vm.state.bootstrap_id() && vm.state.has_irqchip();
         let inner = Inner {
             engine: Engine::new(Arc::clone(&vm.state), id),
-            mp_state: if application_processor {
-                KVM_MP_STATE_UNINITIALIZED
-            } else {
-                KVM_MP_STATE_RUNNABLE
-            },
             signal_mask: None,
             cpuid: Vec::new(),
         };
@@ -101,9 +90,9 @@ pub(super) const HANDLERS: &[(u32, Handler<VcpuDescriptor>)] = &[
     (request::GET_TSC_KHZ, get_tsc_khz),
     (request::SET_TSC_KHZ, set_tsc_khz),
     (request::X86_SETUP_MCE, setup_mce),
-    // No in-kernel APIC, and no kvmclock that is active.
-    (request::GET_LAPIC, refuse),
-    (request::SET_LAPIC, refuse),
+    (request::GET_LAPIC, irqchip::get_lapic),
+    (request::SET_LAPIC, irqchip::set_lapic),
+    // Reports of TPR accesses, a page for them, and a kvmclock that pauses.
     (request::TPR_ACCESS_REPORTING, refuse),
     (request::SET_VAPIC_ADDR, refuse),
     (request::KVMCLOCK_CTRL, refuse),

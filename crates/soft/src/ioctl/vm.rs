@@ -1,16 +1,18 @@
 //! Ioctls of a VM descriptor.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MSR_PLATFORM_INFO,
-    KVM_CAP_X86_USER_SPACE_MSR, kvm_clock_data, kvm_dirty_log, kvm_enable_cap, kvm_pit_config,
-    kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_X2APIC_API,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data, kvm_dirty_log,
+    kvm_enable_cap, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use msrgate_core::{Errno, ExitReasons, FILTER_BYTES_64, RawFilter};
 
-use super::{Creator, Handle, Handler, Outcome, VcpuDescriptor, capability, done, int, request};
+use super::{
+    Creator, Handle, Handler, Outcome, VcpuDescriptor, capability, done, int, irqchip, request,
+};
 use crate::client;
 use crate::memory::Memory;
 use crate::vm::{SystemConfig, VmState};
@@ -20,7 +22,6 @@ use crate::vm::{SystemConfig, VmState};
 pub struct VmDescriptor {
     pub(super) state: Arc<VmState>,
     pub(super) creator: Creator,
-    pit: AtomicBool,
 }
 
 impl VmDescriptor {
@@ -28,7 +29,6 @@ impl VmDescriptor {
         Self {
             state: Arc::new(VmState::new(config, Memory::default())),
             creator: Creator::this_process(),
-            pit: AtomicBool::new(false),
         }
     }
 }
@@ -45,11 +45,20 @@ pub(super) const HANDLERS: &[(u32, Handler<VmDescriptor>)] = &[
     (request::SET_IDENTITY_MAP_ADDR, set_identity_map_addr),
     (request::SET_NR_MMU_PAGES, set_nr_mmu_pages),
     (request::GET_NR_MMU_PAGES, get_nr_mmu_pages),
-    (request::CREATE_IRQCHIP, create_irqchip),
-    (request::CREATE_PIT2, create_pit2),
-    (request::IRQ_LINE, no_irqchip),
-    (request::GET_IRQCHIP, no_irqchip),
-    (request::SET_IRQCHIP, no_irqchip),
+    (request::CREATE_IRQCHIP, irqchip::create_irqchip),
+    (request::CREATE_PIT, irqchip::create_pit),
+    (request::CREATE_PIT2, irqchip::create_pit2),
+    (request::IRQ_LINE, irqchip::irq_line),
+    (request::IRQ_LINE_STATUS, irqchip::irq_line_status),
+    (request::SIGNAL_MSI, irqchip::signal_msi),
+    (request::SET_GSI_ROUTING, irqchip::set_gsi_routing),
+    (request::GET_IRQCHIP, irqchip::get_irqchip),
+    (request::SET_IRQCHIP, irqchip::set_irqchip),
+    (request::GET_PIT, irqchip::get_pit),
+    (request::SET_PIT, irqchip::set_pit),
+    (request::GET_PIT2, irqchip::get_pit2),
+    (request::SET_PIT2, irqchip::set_pit2),
+    (request::REINJECT_CONTROL, irqchip::reinject_control),
     (request::SET_BOOT_CPU_ID, set_boot_cpu_id),
     (request::GET_CLOCK, get_clock),
     (request::SET_CLOCK, set_clock),
@@ -139,10 +148,23 @@ fn enable_cap(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
             let hidden = &vm.state.platform_info_hidden;
             hidden.store(value == 0, Ordering::Relaxed);
         }
+        KVM_CAP_X2APIC_API => set_x2apic_api(vm, value)?,
         KVM_CAP_MAX_VCPU_ID => vm.state.set_max_vcpu_id(value)?,
         _ => return Err(Errno::EINVAL),
     }
     done()
+}
+
+/// 32-bit IDs in messages and states. That a device's 0xff means everybody is not to be given up.
+fn set_x2apic_api(vm: &VmDescriptor, flags: u64) -> Result<(), Errno> {
+    if flags & !u64::from(KVM_X2APIC_API_USE_32BIT_IDS) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags != 0 {
+        let irqchip = vm.state.irqchip().ok_or(Errno::EINVAL)?;
+        irqchip.with(|chips, _| chips.wide_ids = true);
+    }
+    Ok(())
 }
 
 fn check_extension(_: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
@@ -179,35 +201,6 @@ fn set_nr_mmu_pages(_: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
 
 fn get_nr_mmu_pages(_: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
     Err(Errno::EINVAL)
-}
-
-/// Accepted so that HLT waits as its client expects; there are no controllers behind it.
-fn create_irqchip(vm: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
-    if vm.state.has_irqchip() {
-        return Err(Errno::EEXIST);
-    }
-    if vm.state.has_vcpus() {
-        return Err(Errno::EINVAL);
-    }
-    vm.state.set_irqchip();
-    done()
-}
-
-/// Accepted behind an accepted `KVM_CREATE_IRQCHIP`; it never fires.
-fn create_pit2(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
-    client::load::<kvm_pit_config>(arg)?;
-    if vm.pit.load(Ordering::Relaxed) {
-        return Err(Errno::EEXIST);
-    }
-    if !vm.state.has_irqchip() {
-        return Err(Errno::ENOENT);
-    }
-    vm.pit.store(true, Ordering::Relaxed);
-    done()
-}
-
-fn no_irqchip(_: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
-    Err(Errno::ENXIO)
 }
 
 fn set_boot_cpu_id(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {

@@ -57,6 +57,7 @@ const FEATURES: &[(Feature, &[Bit])] = &[
         ],
     ),
     (Feature::TscAdjust, &[(7, 0, EBX, 1)]),
+    (Feature::TscDeadline, &[(1, 0, ECX, 24)]),
     (Feature::TscRate, &[(0x8000_000a, 0, EDX, 4)]),
     (Feature::VirtSsbd, &[(0x8000_0008, 0, EBX, 25)]),
     (Feature::Waitpkg, &[(7, 0, ECX, 5)]),

@@ -122,6 +122,7 @@ pub(crate) enum Feature {
     SgxLc,
     SpecCtrl,
     TscAdjust,
+    TscDeadline,
     TscRate,
     VirtSsbd,
     Waitpkg,
