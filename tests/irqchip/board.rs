@@ -100,7 +100,7 @@ impl<'a, D: Door> Board<'a, D> {
         let vcpu = self.door.create(&self.vm, CREATE_VCPU, id)?;
         // Two words, and ten for each entry: function, index, flags, EAX, EBX, ECX and so on.
         let mut table = [0_u32; 2 + 10 * ENTRIES];
-        table[0] = ENTRIES as u32;
+        table[0] = u32::try_from(ENTRIES).unwrap();
         self.ask(self.door.system(), GET_SUPPORTED_CPUID, &mut table)?;
         for entry in table[2..].chunks_exact_mut(10) {
             if entry[0] == 1 {

@@ -52,7 +52,7 @@ fn delivers_interrupts() -> bool {
 }
 
 fn note(number: i32) -> AsmMemoryOperand {
-    dword_ptr(NOTES as i32 + 4 * number)
+    dword_ptr(i32::try_from(NOTES).unwrap() + 4 * number)
 }
 
 fn apic(register: i32) -> AsmMemoryOperand {
@@ -349,7 +349,7 @@ fn second_processor_starts_and_talks_by_ipi() {
         board.write(AP_CODE + usize::from(HANDLER), &handler);
         board
             .start(&bsp, &[(0x41, &count(0)), (0x42, &count(1))], |a| {
-                let startup = START_UP | (AP_CODE >> 12) as i32;
+                let startup = START_UP | i32::try_from(AP_CODE >> 12).unwrap();
                 enable_apic(a)?;
                 a.mov(apic(ICR2), 1 << 24)?;
                 a.mov(apic(ICR), INIT)?;

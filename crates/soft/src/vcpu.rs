@@ -202,7 +202,7 @@ impl Engine {
 
     /// Host-initiated read of an MSR.
     pub(crate) fn get_msr(&self, index: MsrIndex) -> Option<u64> {
-        self.read_msr(index, Initiator::Host).ok()
+        self.rdmsr_as(index, Initiator::Host).ok()
     }
 
     /// Host-initiated write of an MSR; whether it was taken.
@@ -210,7 +210,7 @@ impl Engine {
         if self.has_run && MsrFile::is_fixed(index) && self.get_msr(index) != Some(value) {
             return false;
         }
-        self.write_msr(index, value, Initiator::Host).is_ok()
+        self.wrmsr_as(index, value, Initiator::Host).is_ok()
     }
 
     /// One turn of at most `budget` instructions.
@@ -321,7 +321,7 @@ impl Engine {
         let unknown = self.vm.config.unknown_msrs;
         let mut value = 0;
         let emulate = || {
-            let answer = self.read_msr(index, Initiator::Guest);
+            let answer = self.rdmsr_as(index, Initiator::Guest);
             value = answer.unwrap_or(0);
             emulation(answer)
         };
@@ -341,7 +341,7 @@ impl Engine {
         let verdict = self.filter.verdict(index, Access::Write);
         let unknown = self.vm.config.unknown_msrs;
         let reasons = self.vm.reasons();
-        let emulate = || emulation(self.write_msr(index, value, Initiator::Guest));
+        let emulate = || emulation(self.wrmsr_as(index, value, Initiator::Guest));
         let answer = match Disposition::of(verdict, emulate, unknown, reasons) {
             Disposition::Exit(reason) => {
                 return Some(VmExit::Wrmsr {

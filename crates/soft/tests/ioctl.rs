@@ -6,11 +6,13 @@
 )]
 
 use std::fs::File;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_HLT, KVM_EXIT_INTR, KVM_EXIT_MMIO, KVM_EXIT_X86_RDMSR,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MP_STATE_HALTED, kvm_regs, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 use msrgate_core::Errno;
 use msrgate_soft::{Handle, Outcome, SystemConfig};
@@ -19,6 +21,16 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 const CREATE_VM: u32 = 0xae01;
 const CREATE_VCPU: u32 = 0xae41;
 const CREATE_IRQCHIP: u32 = 0xae60;
+const IRQ_LINE: u32 = 0x4008_ae61;
+const GET_IRQCHIP: u32 = 0xc208_ae62;
+const SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const CREATE_PIT2: u32 = 0x4040_ae77;
+const GET_PIT2: u32 = 0x8070_ae9f;
+const SIGNAL_MSI: u32 = 0x4020_aea5;
+const INTERRUPT: u32 = 0x4004_ae86;
+const GET_LAPIC: u32 = 0x8400_ae8e;
+const SET_LAPIC: u32 = 0x4400_ae8f;
+const GET_MP_STATE: u32 = 0x8004_ae98;
 const SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 const GET_DIRTY_LOG: u32 = 0x4010_ae42;
 const ENABLE_CAP: u32 = 0x4068_aea3;
@@ -261,6 +273,62 @@ fn single_step_ends_with_the_completion() {
     let [exception, _]: [u32; 2] = client.run.get_ref(32).unwrap().load();
     let [pc, dr6]: [u64; 2] = client.run.get_ref(40).unwrap().load();
     assert_eq!((exception, pc, dr6), (1, CODE + 2, 0xffff_4ff0));
+}
+
+/// A signal is not needed: the client says so in the run page.
+#[test]
+fn halted_vcpu_with_controllers_waits_until_its_client_wants_it() {
+    let (vm, _) = open(&Handle::open(SystemConfig::default()), CREATE_VM);
+    assert_eq!(value(vm.ioctl(CREATE_IRQCHIP, 0)), Ok(0));
+    let client = Client::on(vm, &[0xf4]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(20));
+            client.run.get_ref(IMMEDIATE_EXIT).unwrap().store(1_u8);
+        });
+        assert_eq!(client.run(), Err(Errno::EINTR));
+    });
+    assert_eq!(client.exit_reason(), KVM_EXIT_INTR);
+    let mut mp_state = 0_u32;
+    client.ask(GET_MP_STATE, &mut mp_state).unwrap();
+    assert_eq!(mp_state, KVM_MP_STATE_HALTED);
+}
+
+#[test]
+fn controllers_are_made_once_and_before_the_first_vcpu() {
+    let mut words = [0_u64; 128];
+    let client = Client::new(&[0xf4]);
+    let on_vm = |client: &Client, request, words: &mut [u64; 128]| {
+        value(client.vm.ioctl(request, address(words)))
+    };
+    let mut refused = |request| on_vm(&client, request, &mut words);
+    assert_eq!(refused(CREATE_IRQCHIP), Err(Errno::EINVAL), "too late");
+    assert_eq!(refused(CREATE_PIT2), Err(Errno::ENOENT));
+    assert_eq!(refused(IRQ_LINE), Err(Errno::ENXIO));
+    assert_eq!(refused(GET_IRQCHIP), Err(Errno::ENXIO));
+    assert_eq!(refused(GET_PIT2), Err(Errno::ENXIO));
+    assert_eq!(refused(SET_GSI_ROUTING), Err(Errno::EINVAL));
+    assert_eq!(refused(SIGNAL_MSI), Err(Errno::EINVAL));
+    assert_eq!(client.ask(GET_LAPIC, &mut words), Err(Errno::EINVAL));
+
+    let (vm, _) = open(&Handle::open(SystemConfig::default()), CREATE_VM);
+    assert_eq!(value(vm.ioctl(CREATE_IRQCHIP, 0)), Ok(0));
+    assert_eq!(value(vm.ioctl(CREATE_IRQCHIP, 0)), Err(Errno::EEXIST));
+    let client = Client::on(vm, &[0xf4]);
+    let accepted = |request| on_vm(&client, request, &mut [0; 128]);
+    assert_eq!(accepted(GET_PIT2), Err(Errno::ENXIO), "none yet");
+    assert_eq!(accepted(CREATE_PIT2), Ok(0));
+    assert_eq!(accepted(CREATE_PIT2), Err(Errno::EEXIST));
+    for request in [IRQ_LINE, GET_IRQCHIP, GET_PIT2, SET_GSI_ROUTING] {
+        assert_eq!(accepted(request), Ok(0), "{request:#x}");
+    }
+    assert_eq!(client.ask(GET_LAPIC, &mut words), Ok(0));
+    assert_eq!(client.ask(SET_LAPIC, &mut words), Ok(0));
+    words[0] = 3; // no such chip
+    let refused = value(client.vm.ioctl(GET_IRQCHIP, address(&mut words)));
+    assert_eq!(refused, Err(Errno::EINVAL));
+    let mut vector = 0x30_u32;
+    assert_eq!(client.ask(INTERRUPT, &mut vector), Err(Errno::ENXIO));
 }
 
 #[test]

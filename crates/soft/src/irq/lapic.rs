@@ -169,6 +169,7 @@ impl Lapic {
     pub(crate) fn set_cr8(&mut self, priority: u64) {
         if self.cr8() != priority {
             self.regs[reg::TPR] = u32::from(priority.to_le_bytes()[0] & 15) << 4;
+            self.update_ppr();
         }
     }
 

@@ -177,7 +177,7 @@ impl Engine {
     }
 
     /// RDMSR, or a host's read: the local APIC's own MSRs, then all others.
-    pub(super) fn read_msr(&self, index: MsrIndex, by: Initiator) -> Result<u64, Refusal> {
+    pub(super) fn rdmsr_as(&self, index: MsrIndex, by: Initiator) -> Result<u64, Refusal> {
         if self.irqchip.is_some() {
             if let Some(register) = x2apic_register(index) {
                 let value = self.with_lapic(|lapic, now| lapic.rdmsr(register, now));
@@ -192,7 +192,7 @@ impl Engine {
     }
 
     /// WRMSR, or a host's write.
-    pub(super) fn write_msr(
+    pub(super) fn wrmsr_as(
         &mut self,
         index: MsrIndex,
         value: u64,

@@ -131,7 +131,10 @@ impl Lapic {
             reg::ID | reg::LDR | reg::DFR | reg::ICR2 if x2apic => return Err(Invalid),
             reg::ID | reg::LDR | reg::ICR2 => self.regs[register] = value & 0xff00_0000,
             reg::DFR => self.regs[reg::DFR] = value | 0x0fff_ffff,
-            reg::TPR => self.regs[reg::TPR] = value & 0xff,
+            reg::TPR => {
+                self.regs[reg::TPR] = value & 0xff;
+                self.update_ppr();
+            }
             reg::EOI => {
                 let ended = self.end_of_interrupt();
                 return Ok(ended.map_or(Effect::None, |(vector, level_triggered)| {
