@@ -28,6 +28,11 @@ const CASES: u32 = 1000;
 /// Reads whose value is another one each time: only that there is one can be compared.
 const VOLATILE: [(u32, &str); 1] = [(0x10, "the time-stamp counter goes on")];
 
+pub(crate) fn is_volatile(instruction: Instruction) -> bool {
+    let index = instruction.index().0;
+    VOLATILE.iter().any(|&(volatile, _)| volatile == index)
+}
+
 /// KVM without a policy, each time on a new VM.
 struct Kvm<B>(PhantomData<B>);
 
@@ -118,9 +123,7 @@ fn agreement<B: Backend>(
         Instruction::Wrmsr(index, value) => probe.guest_wrmsr(index, value, &mut gate),
     };
     let saw = saw.unwrap();
-    let is_volatile = VOLATILE
-        .iter()
-        .any(|&(index, _)| instruction.index().0 == index);
+    let is_volatile = is_volatile(instruction);
     let (what, agrees) = match expected {
         Sees::Value(_) if is_volatile => ("volatile values", matches!(saw, GuestSaw::Value(_))),
         Sees::Value(value) => ("values", saw == GuestSaw::Value(value)),

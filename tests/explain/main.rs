@@ -4,6 +4,7 @@
 mod agreement;
 mod host_path;
 mod learned;
+mod observation;
 mod policies;
 
 use msrgate_machine::{Probe, guest_memory};

@@ -13,7 +13,7 @@ use msrgate_policy::{Compiled, Diagnostic};
 use serde::Serialize;
 
 use crate::Status;
-use crate::policy::compile_file_here;
+use crate::policy::compile_file_to_check;
 
 /// Compile a policy, and show the filter that it comes to.
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
-    let compiled = compile_file_here(&args.policy)?;
+    let compiled = compile_file_to_check(&args.policy)?;
     if args.json {
         write_json(&mut io::stdout().lock(), &compiled)?;
     } else {

@@ -60,6 +60,7 @@ fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
     let options = Options {
         handlers: HANDLERS,
         load: Some(&load),
+        observe: facts.observation == Some(Observation::Filter),
     };
     let compiled = |policy: &PolicySource| {
         let compiled = compile_with(&policy.name, &policy.text, &options).1;

@@ -38,8 +38,8 @@ pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::R
     Ok(compiled)
 }
 
-/// The same, with warnings of what is doubtful on this host only.
-pub(crate) fn compile_file_here(path: &Path) -> anyhow::Result<Compiled> {
+/// The same, with advice for who checks a policy.
+pub(crate) fn compile_file_to_check(path: &Path) -> anyhow::Result<Compiled> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
     let options = Options {
@@ -50,8 +50,8 @@ pub(crate) fn compile_file_here(path: &Path) -> anyhow::Result<Compiled> {
     let host = HostFacts {
         ignore_msrs: msrgate_kvm::ignore_msrs(),
     };
-    let warnings = compiled.host_warnings(&host);
-    compiled.warnings.extend(warnings);
+    let advice = compiled.advice(&host);
+    compiled.warnings.extend(advice);
     draw(&compiled.sources, &compiled.warnings);
     Ok(compiled)
 }

@@ -8,8 +8,10 @@ use msrgate_core::{
 
 use crate::ast::{Policy, Selector, Word};
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::filter::filter;
+use crate::filter::{exceptions, filter};
 use crate::include::{Load, read};
+use crate::observe::{Unobserved, observe};
+use crate::plan::Exceptions;
 use crate::refuse::refusals;
 use crate::resolve::{Segment, overlaps, resolve};
 use crate::source::{Source, Sources};
@@ -23,6 +25,10 @@ pub struct Options<'a> {
     pub handlers: &'a [&'a str],
     /// Reads what a policy includes.
     pub load: Option<&'a Load<'a>>,
+    /// Lets what the policy allows leave the guest too, so that somebody can watch: all that KVM then does as if it had
+    /// not. The guest notices nothing. It is not for encrypted guests, nor for guests whose nested guests' MSRs are
+    /// loaded from lists (VMX): KVM asks the filter about these too, and has nobody to deflect them to.
+    pub observe: bool,
 }
 
 /// A policy, ready for use. Set the reasons first, then the filter; give the image to every gate.
@@ -39,6 +45,8 @@ pub struct Compiled {
     pub warnings: Vec<Diagnostic>,
     /// What it was compiled from.
     pub sources: Sources,
+    /// With [`Options::observe`]: what the policy allows and KVM does unseen all the same.
+    pub unobserved: Vec<Unobserved>,
     policy: Policy,
     segments: [Vec<Segment>; 2],
 }
@@ -65,13 +73,17 @@ impl Compiled {
         deciders
     }
 
-    /// Where a default is written, if it is.
-    pub(crate) fn default_word(&self, name: &str) -> Option<Word> {
-        match name {
-            "known" => self.policy.known,
-            "unknown" => self.policy.unknown,
-            _ => self.policy.invalid,
-        }
+    /// Lets what is allowed leave the guest too, as far as it can.
+    fn watch(&mut self, exceptions: &Exceptions) {
+        let (filter, unobserved) = observe(exceptions);
+        self.filter = filter.unwrap_or_else(|| self.filter.clone());
+        self.reasons = ExitReasons::ALL;
+        self.unobserved = unobserved;
+    }
+
+    /// What is written.
+    pub(crate) const fn policy(&self) -> &Policy {
+        &self.policy
     }
 }
 
@@ -79,6 +91,7 @@ impl fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options")
             .field("handlers", &self.handlers)
+            .field("observe", &self.observe)
             .finish_non_exhaustive()
     }
 }
@@ -115,7 +128,7 @@ pub fn compile_with(
         text: text.to_owned(),
     };
     let (sources, policy, diagnostics) = read(source, options);
-    let compiled = check(policy, &sources, diagnostics);
+    let compiled = check(policy, &sources, diagnostics, options);
     (sources, compiled)
 }
 
@@ -123,6 +136,7 @@ fn check(
     policy: Policy,
     sources: &Sources,
     mut diagnostics: Vec<Diagnostic>,
+    options: &Options<'_>,
 ) -> Result<Compiled, Vec<Diagnostic>> {
     diagnostics.extend(overlaps(&policy));
     let defaults = defaults(&policy, &mut diagnostics);
@@ -132,17 +146,25 @@ fn check(
         return Err(sorted(diagnostics));
     }
     diagnostics.extend(warnings(&policy, &segments, &defaults));
-    let filter = filter(&policy, &segments, &defaults);
+    let exceptions = exceptions(&segments, &defaults);
+    let filter = filter(&policy, &exceptions);
     match filter.and_then(|filter| Ok((filter, image(&policy, &segments, defaults)?))) {
-        Ok((filter, image)) => Ok(Compiled {
-            reasons: reasons(&filter, &defaults),
-            image,
-            filter,
-            warnings: sorted(diagnostics),
-            sources: sources.clone(),
-            policy,
-            segments,
-        }),
+        Ok((filter, image)) => {
+            let mut compiled = Compiled {
+                reasons: reasons(&filter, &defaults),
+                image,
+                filter,
+                warnings: sorted(diagnostics),
+                sources: sources.clone(),
+                unobserved: Vec::new(),
+                policy,
+                segments,
+            };
+            if options.observe {
+                compiled.watch(&exceptions);
+            }
+            Ok(compiled)
+        }
         Err(error) => {
             diagnostics.push(error);
             Err(sorted(diagnostics))

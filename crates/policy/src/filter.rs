@@ -9,14 +9,10 @@ use crate::diagnostic::Diagnostic;
 use crate::plan::{Exceptions, Interval, MOST_NAMED, PlanError, Window, plan};
 use crate::resolve::Segment;
 
-/// The filter that allows what is allowed and not logged, and denies the rest.
-pub(crate) fn filter(
-    policy: &Policy,
-    segments: &[Vec<Segment>; 2],
-    defaults: &Defaults,
-) -> Result<MsrFilter, Diagnostic> {
+/// What is allowed and not logged, or all but that: what the filter has to say otherwise than its default.
+pub(crate) fn exceptions(segments: &[Vec<Segment>; 2], defaults: &Defaults) -> Exceptions {
     let allows_by_default = defaults.known == Rule::ALLOW;
-    let exceptions = Exceptions {
+    Exceptions {
         default: if allows_by_default {
             DefaultAction::Allow
         } else {
@@ -26,11 +22,15 @@ pub(crate) fn filter(
             let differs = |segment: &&Segment| (segment.rule == Rule::ALLOW) != allows_by_default;
             merged(segments[access as usize].iter().filter(differs))
         }),
-    };
-    plan(&exceptions).map_err(|error| match error {
+    }
+}
+
+/// The filter that allows what is allowed and not logged, and denies the rest.
+pub(crate) fn filter(policy: &Policy, exceptions: &Exceptions) -> Result<MsrFilter, Diagnostic> {
+    plan(exceptions).map_err(|error| match error {
         PlanError::LastMsr => last_msr(policy),
-        PlanError::FarTooManyRanges => far_too_many(policy, &exceptions),
-        PlanError::TooManyRanges { windows } => crowded(policy, &exceptions, windows),
+        PlanError::FarTooManyRanges => far_too_many(policy, exceptions),
+        PlanError::TooManyRanges { windows } => crowded(policy, exceptions, windows),
     })
 }
 

@@ -57,6 +57,13 @@ pub(crate) fn differences(
     rows.filter(|(_, path)| matches!(path, Nearly(_) | Differs(_)))
 }
 
+/// Every MSR for which the host path is the same.
+pub(crate) fn same(access: Access) -> impl Iterator<Item = MsrIndex> {
+    let rows = ROWS.iter();
+    let rows = rows.filter(move |row| row.paths[access as usize] == Same);
+    rows.flat_map(Row::msrs)
+}
+
 /// Every MSR that KVM knows and for which the host path is not the same, and how it differs.
 pub(crate) fn unobservable(access: Access) -> impl Iterator<Item = (MsrIndex, &'static str)> {
     let rows = ROWS

@@ -108,6 +108,11 @@ impl Observations {
                 }
             }
         }
+        for unobserved in policies.iter().flat_map(|policy| &policy.unobserved) {
+            let msrs = (unobserved.first.0..=unobserved.last.0).map(MsrIndex);
+            self.unseen
+                .extend(msrs.map(|index| (index, unobserved.access)));
+        }
     }
 
     /// Adds what others observed.

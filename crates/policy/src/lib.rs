@@ -37,6 +37,7 @@ mod forward;
 mod import;
 mod include;
 mod learn;
+mod observe;
 mod parse;
 mod plan;
 mod reader;
@@ -59,6 +60,7 @@ pub use forward::{HostPath, host_path};
 pub use import::{ImportError, Imported, Note, Peer, import};
 pub use include::Load;
 pub use learn::{Answered, LearnError, Learned, Observations, TraceDifference};
+pub use observe::Unobserved;
 pub use resolve::Segment;
 pub use source::{Place, Source, SourceId, Sources, Span};
 pub use surface::{

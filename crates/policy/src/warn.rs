@@ -1,4 +1,5 @@
-//! What the author of a policy may not have meant: [`warnings`]. Nothing here makes a policy unusable.
+//! What the author of a policy may not have meant: [`warnings`], and for who checks a policy, [`Compiled::advice`].
+//! Nothing here makes a policy unusable.
 //!
 //! Each code is told once, with the rules that it is about. An MSR that only the defaults deny is not told of.
 
@@ -24,22 +25,32 @@ pub struct HostFacts {
 }
 
 impl Compiled {
-    /// What is doubtful about the policy on one host only.
+    /// What to think of before a guest runs: what no rule can do by the nature of its MSR, what a rule costs, and what
+    /// is doubtful on one host only.
     #[must_use]
-    pub fn host_warnings(&self, host: &HostFacts) -> Vec<Diagnostic> {
-        let defaults = self.image.defaults();
-        let hides = host.ignore_msrs == Some(true) && defaults.known == Rule::ALLOW;
-        let written = self.default_word("unknown");
-        let unheard = written.filter(|word| hides && word.rule != Rule::quiet(Action::Ignore));
-        let warning = unheard.map(|word| {
+    pub fn advice(&self, host: &HostFacts) -> Vec<Diagnostic> {
+        let rules = Rules {
+            policy: self.policy(),
+            segments: [Access::Read, Access::Write].map(|access| self.segments(access)),
+        };
+        [unfilterable(&rules), slow(&rules), self.ignore_msrs(host)]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    fn ignore_msrs(&self, host: &HostFacts) -> Option<Diagnostic> {
+        let hides = host.ignore_msrs == Some(true) && self.image.defaults().known == Rule::ALLOW;
+        let written = self.policy().unknown;
+        let word = written.filter(|word| hides && word.rule != Rule::quiet(Action::Ignore))?;
+        Some(
             Diagnostic::warning(
                 "policy::ignore-msrs",
                 "kvm.ignore_msrs is on here: KVM hides which MSRs it does not know",
             )
             .at(word.span, "such MSRs read 0 all the same")
-            .help("turn it off: echo N > /sys/module/kvm/parameters/ignore_msrs")
-        });
-        warning.into_iter().collect()
+            .help("turn it off: echo N > /sys/module/kvm/parameters/ignore_msrs"),
+        )
     }
 }
 
@@ -49,11 +60,12 @@ pub(crate) fn warnings(
     segments: &[Vec<Segment>; 2],
     defaults: &Defaults,
 ) -> Vec<Diagnostic> {
-    let rules = Rules { policy, segments };
+    let rules = Rules {
+        policy,
+        segments: [&segments[0], &segments[1]],
+    };
     [
         x2apic(policy, defaults),
-        unfilterable(&rules),
-        slow(&rules),
         host_path(&rules),
         unknown_to_kvm(&rules),
     ]
@@ -201,7 +213,7 @@ fn unknown_to_kvm(rules: &Rules<'_>) -> Option<Diagnostic> {
 #[derive(Clone, Copy)]
 struct Rules<'a> {
     policy: &'a Policy,
-    segments: &'a [Vec<Segment>; 2],
+    segments: [&'a [Segment]; 2],
 }
 
 impl<'a> Rules<'a> {

@@ -23,6 +23,7 @@ fn compile(texts: &[(&str, &str)]) -> (Sources, Result<Compiled, Vec<Diagnostic>
     let options = Options {
         handlers: &["clock", "host"],
         load: Some(&load),
+        ..Options::default()
     };
     compile_with("main", &texts["main"], &options)
 }

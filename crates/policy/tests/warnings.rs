@@ -7,10 +7,17 @@ fn compiled(rules: &str) -> Compiled {
     compile(&format!("version = 1\n{rules}")).unwrap()
 }
 
+/// Its warnings and what is to be thought of.
+fn told(rules: &str) -> Vec<Diagnostic> {
+    let compiled = compiled(rules);
+    let advice = compiled.advice(&HostFacts::default());
+    compiled.warnings.into_iter().chain(advice).collect()
+}
+
 /// The codes of the warnings about one rule, in order.
 fn codes(msr: &str, actions: &str) -> Vec<&'static str> {
-    let compiled = compiled(&format!("[[rule]]\nmsr = {msr}\n{actions}\n"));
-    let mut codes: Vec<_> = compiled.warnings.iter().map(|it| it.code).collect();
+    let told = told(&format!("[[rule]]\nmsr = {msr}\n{actions}\n"));
+    let mut codes: Vec<_> = told.iter().map(|it| it.code).collect();
     codes.sort_unstable();
     codes
 }
@@ -70,12 +77,12 @@ fn bits_over_a_value_that_kvm_does_not_have_are_told() {
 
 #[test]
 fn all_msrs_of_a_rule_are_one_label_and_the_narrower_rule_has_its_own() {
-    let compiled = compiled(
+    let told = told(
         "[[rule]]\nmsr = '0xc0000080..=0xc00000ff'\nboth = 'fault'\n\
          [[rule]]\nmsr = 'IA32_LSTAR'\nwrite = 'fault'\n",
     );
-    let [warning] = &compiled.warnings[..] else {
-        panic!("{:?}", compiled.warnings);
+    let [warning] = &told[..] else {
+        panic!("{told:?}");
     };
     assert_eq!(
         labels(warning),
@@ -91,9 +98,9 @@ fn many_rules_are_one_short_warning() {
     let rules: String = (0xc1..=0xc8)
         .map(|index| format!("[[rule]]\nmsr = {index:#x}\nread = 'fault'\n"))
         .collect();
-    let compiled = compiled(&rules);
-    let [warning] = &compiled.warnings[..] else {
-        panic!("{:?}", compiled.warnings);
+    let told = told(&rules);
+    let [warning] = &told[..] else {
+        panic!("{told:?}");
     };
     assert_eq!(warning.labels.len(), 4);
     let help = warning.help.as_deref().unwrap();
@@ -102,8 +109,8 @@ fn many_rules_are_one_short_warning() {
 
 #[test]
 fn what_only_the_defaults_deny_is_not_told() {
-    let compiled = compiled("[defaults]\nknown = 'ignore'\n");
-    let codes: Vec<_> = compiled.warnings.iter().map(|it| it.code).collect();
+    let told = told("[defaults]\nknown = 'ignore'\n");
+    let codes: Vec<_> = told.iter().map(|it| it.code).collect();
     assert_eq!(codes, ["policy::x2apic"]);
 }
 
@@ -111,7 +118,7 @@ fn what_only_the_defaults_deny_is_not_told() {
 fn ignored_msrs_are_told_where_the_policy_speaks_of_unknown_ones() {
     let codes = |defaults: &str, ignore_msrs| -> Vec<_> {
         let compiled = compiled(&format!("[defaults]\n{defaults}\n"));
-        let warnings = compiled.host_warnings(&HostFacts { ignore_msrs });
+        let warnings = compiled.advice(&HostFacts { ignore_msrs });
         warnings.iter().map(|it| it.code).collect()
     };
     let told = ["policy::ignore-msrs"];

@@ -179,7 +179,12 @@ impl Explanation {
         let text = match authority {
             Authority::Rule(decider) => written(&decider, sources),
             Authority::Default(default, _) => {
-                let word = compiled.default_word(default);
+                let policy = compiled.policy();
+                let word = match default {
+                    "known" => policy.known,
+                    "unknown" => policy.unknown,
+                    _ => policy.invalid,
+                };
                 let place = word.map_or("not written".to_owned(), |word| {
                     sources.place(word.span).to_string()
                 });
