@@ -18,6 +18,7 @@ mod output;
 mod policy;
 mod report;
 mod run;
+mod schema;
 mod surface;
 mod tally;
 mod trace;
@@ -54,6 +55,7 @@ enum Command {
     Surface(surface::Args),
     Diff(diff::Args),
     Import(import::Args),
+    Schema(schema::Args),
 }
 
 /// How a verb ended, where nothing went wrong.
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Surface(args) => surface::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Schema(args) => schema::run(&args),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,
