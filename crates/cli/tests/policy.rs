@@ -105,6 +105,24 @@ fn every_diagnostic_of_the_document_has_a_bad_policy_that_gets_it() {
 }
 
 #[test]
+fn every_part_of_a_bad_policy_is_included_by_some() {
+    let parts = policies("testdata/policy/bad/include");
+    let including = policies("testdata/policy/bad");
+    let texts: Vec<String> = including
+        .iter()
+        .chain(&parts)
+        .map(|path| fs::read_to_string(root().join(path)).expect("a text"))
+        .collect();
+    for part in &parts {
+        let name = part
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("UTF-8");
+        assert!(texts.iter().any(|text| text.contains(name)), "{name}");
+    }
+}
+
+#[test]
 fn good_policies_are_taken_without_a_word() {
     for path in policies("testdata/policy/good") {
         assert_eq!(check(&path), (String::new(), true), "{}", path.display());
