@@ -20,16 +20,7 @@ const WIDTH: usize = 80;
 /// How many diagnostics are drawn; the rest is only counted.
 const MAX_DRAWN: usize = 20;
 
-/// Compiles the policy in the file `path`; warnings and errors go to the standard error.
-pub(crate) fn compile_file(path: &Path) -> anyhow::Result<Compiled> {
-    let options = Options {
-        handlers: HANDLERS,
-        ..Options::default()
-    };
-    compile_file_with(path, &options)
-}
-
-/// The same for a program that has handlers. What the policy includes is read from files.
+/// Compiles the policy in the file `path` and in those that it includes; warnings and errors go to the standard error.
 pub(crate) fn compile_file_with(path: &Path, options: &Options<'_>) -> anyhow::Result<Compiled> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read the policy {name}"))?;
@@ -71,8 +62,12 @@ pub(crate) fn compile_from(
 }
 
 /// Compiles the program's own policy `text`, which is known as `name`. Nobody is warned who could not mend it.
-pub(crate) fn compile_source(name: &str, text: &str) -> anyhow::Result<Compiled> {
-    compile_text(name, text, &Options::default())
+pub(crate) fn compile_source(
+    name: &str,
+    text: &str,
+    options: &Options<'_>,
+) -> anyhow::Result<Compiled> {
+    compile_text(name, text, options)
 }
 
 fn compile_text(name: &str, text: &str, options: &Options<'_>) -> anyhow::Result<Compiled> {

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use msrgate_machine::{Guest, Rules, guest_memory, tour};
-use msrgate_policy::{Compiled, Source};
+use msrgate_policy::{Compiled, Options, Source};
 use msrgate_trace::{Facts, Observation, PolicySource};
 
 use self::boot::{Setup, boot};
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
-use crate::host;
-use crate::policy::{compile_file, compile_source};
+use crate::host::{self, HANDLERS};
+use crate::policy::{compile_file_with, compile_source};
 use crate::trace::Trace;
 
 /// Boot a guest, and show what became of its MSR accesses.
@@ -71,6 +71,8 @@ enum Observe {
     Auto,
     /// All: the backend tells of those that it does by itself (soft)
     Native,
+    /// Those too that can leave the guest and be done by KVM all the same
+    Filter,
     /// No others
     Off,
 }
@@ -94,17 +96,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         Some(path) => read_guest(path)?,
         None => tour::guest(),
     };
-    let policies = policies(args)?;
-    policies.iter().try_for_each(host::check)?;
     let memory = guest_memory(args.mem)?;
+    let (backend, why) = backend::open(args.backend, &memory)?;
+    let name = backend.name();
+    let observation = args.observation(&backend)?;
+    let policies = policies(args, &options(observation))?;
+    policies.iter().try_for_each(host::check)?;
     guest.load(&memory).with_context(|| match &args.guest {
         Some(path) => format!("cannot boot {}", path.display()),
         None => "cannot boot the tour".to_owned(),
     })?;
-    let (backend, why) = backend::open(args.backend, &memory)?;
-    let name = backend.name();
     anstream::eprintln!("msrgate: on {name}: {why}");
-    let observation = args.observation(&backend)?;
     let trace = match &args.trace {
         Some(path) => {
             let facts = facts(args, name, observation, &policies);
@@ -138,7 +140,8 @@ impl Args {
         };
         Ok(match (self.observe.unwrap_or(auto), backend) {
             (Observe::Auto | Observe::Native, Backend::Soft(_)) => Observation::Native,
-            (Observe::Auto, Backend::Kvm(_)) | (Observe::Off, _) => Observation::Deflected,
+            (Observe::Auto, Backend::Kvm(_)) | (Observe::Filter, _) => Observation::Filter,
+            (Observe::Off, _) => Observation::Deflected,
             (Observe::Native, Backend::Kvm(_)) => bail!(
                 "--observe native: KVM does not tell of what it does by itself; \
                  `--backend soft` does"
@@ -151,6 +154,7 @@ impl Args {
 fn seen(observation: Observation) -> &'static str {
     match observation {
         Observation::Native => "every MSR access goes",
+        Observation::Filter => "MSR accesses that can leave the guest go",
         _ => "MSR accesses that leave the guest go",
     }
 }
@@ -191,13 +195,23 @@ fn read_guest(path: &Path) -> anyhow::Result<Guest> {
     Guest::parse(&file).with_context(|| format!("cannot boot {}", path.display()))
 }
 
-fn policies(args: &Args) -> anyhow::Result<Vec<Compiled>> {
+/// How policies are compiled for it.
+fn options(observation: Observation) -> Options<'static> {
+    Options {
+        handlers: HANDLERS,
+        observe: observation == Observation::Filter,
+        ..Options::default()
+    }
+}
+
+fn policies(args: &Args, options: &Options<'_>) -> anyhow::Result<Vec<Compiled>> {
+    let own = |name, text| compile_source(name, text, options);
     Ok(match (&args.policy, &args.guest) {
-        (Some(path), _) => vec![compile_file(path)?],
-        (None, Some(_)) => vec![compile_source("of a guest without one", OBSERVE)?],
+        (Some(path), _) => vec![compile_file_with(path, options)?],
+        (None, Some(_)) => vec![own("of a guest without one", OBSERVE)?],
         (None, None) => vec![
-            compile_source("of the tour", tour::POLICY)?,
-            compile_source("of the tour's second half", tour::SECOND_POLICY)?,
+            own("of the tour", tour::POLICY)?,
+            own("of the tour's second half", tour::SECOND_POLICY)?,
         ],
     })
 }

@@ -73,18 +73,23 @@ fn ignoring(name: &str) -> PathBuf {
 
 #[test]
 fn tour_has_the_same_trace_on_every_backend() {
+    tour_has("off", Observation::Deflected, 9);
+    tour_has("filter", Observation::Filter, 12);
+}
+
+fn tour_has(observe: &str, observation: Observation, count: usize) {
     let mut traces = Vec::new();
     for backend in backends() {
-        let path = output(&format!("tour-{backend}.trace"));
-        let arguments = ["run", "--observe", "off", "--backend", backend, "--trace"];
+        let path = output(&format!("tour-{observe}-{backend}.trace"));
+        let arguments = ["run", "--observe", observe, "--backend", backend, "--trace"];
         let output = command(&arguments).arg(&path).output().expect("it runs");
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let trace = read(&path);
         assert_eq!(trace.facts.backend, backend);
-        assert_eq!(trace.facts.observation, Some(Observation::Deflected));
+        assert_eq!(trace.facts.observation, Some(observation));
         assert!(trace.times.is_sorted());
         assert!(!trace.summary.is_torn);
-        assert_eq!(trace.events.len(), 9);
+        assert_eq!(trace.events.len(), count);
         assert!(trace.events.iter().all(|event| event.rip.is_some()));
         traces.push(trace.events);
     }

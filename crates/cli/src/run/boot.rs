@@ -95,6 +95,7 @@ where
         let reload = Reload {
             path: path.clone(),
             files: setup.files,
+            observation: setup.observation,
             watch: args.watch,
             reloader: machine.reloader(),
             stopper: machine.stopper(),

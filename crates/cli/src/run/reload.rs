@@ -13,10 +13,11 @@ use anyhow::Context;
 use msrgate_core::Kick;
 use msrgate_machine::{Reloader, StopCause, Stopper};
 use msrgate_policy::Compiled;
+use msrgate_trace::Observation;
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 
-use crate::policy::compile_file;
+use crate::policy::compile_file_with;
 use crate::{host, warn};
 
 /// How often the files are looked at.
@@ -28,6 +29,8 @@ pub(super) struct Reload<K> {
     pub(super) path: PathBuf,
     /// It, and what it includes.
     pub(super) files: BTreeSet<PathBuf>,
+    /// Which accesses are to be seen.
+    pub(super) observation: Observation,
     /// Whether to look at them.
     pub(super) watch: bool,
     pub(super) reloader: Reloader<K>,
@@ -86,7 +89,7 @@ impl<K: Kick + 'static> Reload<K> {
 
     /// Whether the policy is in force; not if the guest has ended.
     fn replace(&mut self) -> anyhow::Result<bool> {
-        let compiled = compile_file(&self.path)?;
+        let compiled = compile_file_with(&self.path, &super::options(self.observation))?;
         host::check(&compiled)?;
         self.files = files(&compiled);
         match self.reloader.replace(super::rules(compiled)) {
