@@ -1,5 +1,8 @@
 //! [`Ioapic`]: 24 pins, each with an entry that says what message it sends (82093AA).
 
+#[cfg(test)]
+mod tests;
+
 use super::delivery::{DeliveryMode, Message};
 
 pub(crate) const PINS: usize = 24;

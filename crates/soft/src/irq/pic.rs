@@ -1,6 +1,10 @@
 //! [`PicPair`]: the two 8259A of a PC, the second on pin 2 of the first.
 //!
-//! Single and level-triggered mode by ICW1 do not exist, as in KVM: a pin's trigger mode is in ELCR.
+//! Single and level-triggered mode by ICW1 do not exist, as in KVM: a pin's trigger mode is in ELCR. Special mask mode
+//! is kept and has no effect, as in KVM.
+
+#[cfg(test)]
+mod tests;
 
 /// Pins of both.
 pub(crate) const PINS: usize = 16;

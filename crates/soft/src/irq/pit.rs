@@ -1,9 +1,13 @@
 //! [`Pit`]: the 8254, whose channel 0 is IRQ 0, and port 0x61 with channel 2's gate.
 //!
-//! A state machine over nanoseconds. As in KVM, BCD counts are binary, and the null-count bit is never set.
+//! A state machine over nanoseconds. As in KVM, BCD counts are binary, the null-count bit is never set, and mode 2's
+//! output is high for the count for which an 8254's is low.
 
-/// Counts in a second.
-const HZ: u128 = 1_193_182;
+#[cfg(test)]
+mod tests;
+
+/// Counts in a second (`KVM_PIT_FREQ`).
+const HZ: u128 = 1_193_181;
 const NANOSECONDS: u128 = 1_000_000_000;
 /// A guest does not get more ticks than this (`kvm.min_timer_period_us`).
 const MIN_PERIOD: u64 = 200_000;
