@@ -9,6 +9,7 @@
 )]
 
 mod board;
+mod control;
 
 use std::thread;
 
@@ -16,7 +17,7 @@ use board::{AP_CODE, Board, NOTES, PORT, Watchdog, assemble_16};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use msrgate_tests::door::{Door, KernelDoor, SoftDoor};
-use msrgate_tests::skip::{kvm_or_skip, say};
+use msrgate_tests::skip::{kvm_or_skip, skip};
 
 /// The local APIC's page, and registers in it.
 const APIC: i32 = 0xfee0_0000_u32.cast_signed();
@@ -46,7 +47,10 @@ macro_rules! on_both {
 fn delivers_interrupts() -> bool {
     let para_virtual = std::path::Path::new("/sys/module/kvm_pvm").exists();
     if para_virtual {
-        say("SKIP(kvm): kvm_pvm does not deliver interrupts to a guest without paging");
+        skip(
+            "kvm",
+            "kvm_pvm does not deliver interrupts to a guest without paging",
+        );
     }
     !para_virtual
 }

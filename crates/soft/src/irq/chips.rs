@@ -123,7 +123,7 @@ impl Chips {
         takers
     }
 
-    /// `KVM_SIGNAL_MSI`. How many took it; `None` if it was for nobody.
+    /// `KVM_SIGNAL_MSI`. How many took it; `None` if it was for all and there was nobody.
     pub(crate) fn send_msi(&mut self, address: u64, data: u32) -> Option<u32> {
         let message = Message::of_msi(address, data, self.wide_ids);
         self.send(None, &message)

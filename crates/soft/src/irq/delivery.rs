@@ -95,14 +95,19 @@ impl Message {
         }
     }
 
+    /// It is for those of an ID or a logical set, not for all of a kind.
+    fn is_named(&self) -> bool {
+        self.shorthand == Shorthand::Destination && !matches!(self.destination, 0xff | u32::MAX)
+    }
+
     /// One receiver is chosen among several.
     fn is_for_one(&self) -> bool {
         self.redirect || self.mode == DeliveryMode::LowestPriority
     }
 }
 
-/// Delivers `message`, which local APIC `source` sent, or a device. How many took it; `None` if there was
-/// nobody to take it.
+/// Delivers `message`, which local APIC `source` sent, or a device. How many took it; `None` if it was for all
+/// and there was nobody.
 pub(crate) fn deliver(lapics: &mut [Lapic], source: Option<u32>, message: &Message) -> Option<u32> {
     let is_source = |lapic: &Lapic| source == Some(lapic.id());
     let is_meant = |lapic: &Lapic| {
@@ -121,12 +126,10 @@ pub(crate) fn deliver(lapics: &mut [Lapic], source: Option<u32>, message: &Messa
         meant.retain(|lapic| lapic.is_software_enabled());
         // As KVM does: the vector chooses, so that each has its place.
         let chosen = usize::from(message.vector) % meant.len().max(1);
-        return meant
-            .get_mut(chosen)
-            .map(|lapic| u32::from(lapic.accept(message)));
+        meant = meant.into_iter().skip(chosen).take(1).collect();
     }
     if meant.is_empty() {
-        return None;
+        return message.is_named().then_some(0);
     }
     let takers = meant.iter_mut().map(|lapic| lapic.accept(message));
     Some(takers.map(u32::from).sum())

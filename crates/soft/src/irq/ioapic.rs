@@ -18,7 +18,8 @@ const LEVEL: u64 = 1 << 15;
 const MASKED: u64 = 1 << 16;
 const READ_ONLY: u64 = DELIVERY_STATUS | REMOTE_IRR;
 
-/// Delivers a message: how many local APICs took it, `None` if nobody was meant.
+/// Delivers a message: how many local APICs took it, `None` if it was for all and there was
+/// nobody.
 pub(crate) type Deliver<'a> = &'a mut dyn FnMut(&Message) -> Option<u32>;
 
 /// The state that `struct kvm_ioapic_state` holds.

@@ -145,7 +145,9 @@ fn shorthands_and_lowest_priority_choose_receivers() {
         destination: 9,
         ..fixed(0x71)
     };
-    assert_eq!(deliver(&mut lapics, None, &nobody), None);
+    assert_eq!(deliver(&mut lapics, None, &nobody), Some(0));
+    let alone = &mut lapics[..1];
+    assert_eq!(deliver(alone, Some(0), &to(3 << 18 | 0x71)), None);
 }
 
 /// 12.5.4: the divider's encoding, and what the three modes do.
