@@ -75,6 +75,11 @@ const STEPS: &[Step] = &[
         cargo: &["xtask", "selftest"],
         environment: &[],
     },
+    Step {
+        name: "lab",
+        cargo: &["xtask", "lab"],
+        environment: &[],
+    },
 ];
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {

@@ -83,9 +83,21 @@ impl fmt::Display for Outcome {
     }
 }
 
-pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+/// Builds a test, unless it is built already.
+pub(crate) fn program(test: &str) -> Result<PathBuf> {
+    let folder = folder()?;
+    let tree = source::tree(&folder, None)?;
+    source::build(&folder, &tree, test)
+}
+
+fn folder() -> Result<PathBuf> {
     let folder = shell::target_dir().join("linux-selftest");
     fs::create_dir_all(folder.join("log")).context("cannot make the selftests' folder")?;
+    Ok(folder)
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let folder = folder()?;
     let tree = source::tree(&folder, options.source.as_deref())?;
     let tests = if options.all {
         source::list(&tree)?

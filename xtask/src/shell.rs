@@ -77,7 +77,7 @@ pub(crate) fn run_for(
     log: &Path,
     limit: Duration,
 ) -> Result<Option<ExitStatus>> {
-    let mut child = start(capture(command, log)?.process_group(0))?;
+    let mut child = start_group(command, log)?;
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait().context("wait")? {
@@ -89,6 +89,11 @@ pub(crate) fn run_for(
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Starts a command in a process group of its own; its output goes to `log`.
+pub(crate) fn start_group(command: &mut Command, log: &Path) -> Result<Child> {
+    start(capture(command, log)?.process_group(0))
 }
 
 fn start(command: &mut Command) -> Result<Child> {
@@ -104,11 +109,12 @@ fn capture<'c>(command: &'c mut Command, log: &Path) -> Result<&'c mut Command> 
     Ok(command.stdin(Stdio::null()).stdout(output).stderr(errors))
 }
 
-/// A test's own children outlive it unless the whole group is ended.
-fn end_group(child: &mut Child) -> Result<()> {
+/// Ends a process group: a program's own children outlive it otherwise.
+pub(crate) fn end_group(child: &mut Child) -> Result<()> {
     let group = format!("-{}", child.id());
     Command::new("kill")
         .args(["-KILL", "--", &group])
+        .stderr(Stdio::null()) // it may have ended by itself
         .status()
         .context("cannot start kill")?;
     child.wait().context("wait")?;

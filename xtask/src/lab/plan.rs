@@ -1,0 +1,159 @@
+//! What runs in the lab, as a table: [`Plan`].
+
+use std::time::Duration;
+
+use super::platform::Platform;
+
+/// A row of the lab's table.
+#[derive(Clone)]
+pub(super) enum Plan {
+    /// A test of this workspace.
+    Cargo(CargoTest),
+    /// A selftest of the kernel.
+    Linux(LinuxTest),
+}
+
+/// A test target of a package, and which of its tests.
+#[derive(Clone)]
+pub(super) struct CargoTest {
+    pub(super) package: &'static str,
+    /// The name of the test target, or of the library.
+    pub(super) target: &'static str,
+    /// libtest's arguments: the tests that touch KVM, where the others would only cost time.
+    pub(super) arguments: &'static [&'static str],
+    pub(super) limit: Duration,
+    /// Not in Bochs: it takes too long there, or does not end.
+    is_long: bool,
+}
+
+/// A test of `tools/testing/selftests/kvm`.
+#[derive(Clone)]
+pub(super) struct LinuxTest {
+    pub(super) test: &'static str,
+    /// With `kvm.force_emulation_prefix`, which the test's other half wants.
+    pub(super) is_forced: bool,
+}
+
+impl CargoTest {
+    const fn new(package: &'static str, target: &'static str) -> Self {
+        Self {
+            package,
+            target,
+            arguments: &[],
+            limit: Duration::from_secs(60),
+            is_long: false,
+        }
+    }
+
+    const fn only(mut self, arguments: &'static [&'static str]) -> Self {
+        self.arguments = arguments;
+        self
+    }
+
+    const fn limit_s(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
+    const fn long(mut self) -> Self {
+        self.is_long = true;
+        self
+    }
+}
+
+const USERSPACE_MSR_EXIT_TEST: &str = "x86_64/userspace_msr_exit_test";
+
+pub(super) const LINUX_LIMIT: Duration = Duration::from_secs(60);
+
+const PLANS: &[Plan] = &[
+    Plan::Linux(LinuxTest {
+        test: USERSPACE_MSR_EXIT_TEST,
+        is_forced: false,
+    }),
+    Plan::Linux(LinuxTest {
+        test: USERSPACE_MSR_EXIT_TEST,
+        is_forced: true,
+    }),
+    Plan::Cargo(CargoTest::new("msrgate-kvm", "msrgate_kvm")),
+    // kvm-intel does not filter writes to IA32_TSC_DEADLINE, so one case fails there.
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "corpus")
+            .limit_s(600)
+            .long(),
+    ),
+    // Bochs does not come back from a guest that spins until it is kicked.
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "backend")
+            .only(&["kvm"])
+            .long(),
+    ),
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "replacement")
+            .only(&["kvm"])
+            .limit_s(120),
+    ),
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "differential")
+            .only(&["kvm"])
+            .limit_s(180)
+            .long(),
+    ),
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "policies")
+            .only(&["kvm"])
+            .long(),
+    ),
+    // TCG does passed-through writes differently from a processor: SYSENTER's are not cut, no address faults.
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "explain")
+            .only(&[
+                "kvm",
+                "--skip",
+                "host_path_writes",
+                "--skip",
+                "observed_guest",
+            ])
+            .limit_s(180)
+            .long(),
+    ),
+    Plan::Cargo(
+        CargoTest::new("msrgate-machine", "probe")
+            .only(&["kvm"])
+            .long(),
+    ),
+    // kvm-amd resets a vCPU that shuts down, so the RIP of a triple fault is gone.
+    Plan::Cargo(
+        CargoTest::new("msrgate", "cli")
+            .only(&["--skip", "triple_fault_is_one_line_with_rip"])
+            .long(),
+    ),
+    Plan::Cargo(CargoTest::new("msrgate", "example").long()),
+    Plan::Cargo(CargoTest::new("msrgate", "surface").limit_s(180).long()),
+    Plan::Cargo(CargoTest::new("msrgate", "trace").long()),
+];
+
+/// What there is to run on the platform.
+pub(super) fn plans(platform: Platform) -> Vec<Plan> {
+    let is_wanted = |plan: &&Plan| match plan {
+        Plan::Cargo(test) => platform == Platform::Amd || !test.is_long,
+        Plan::Linux(_) => true,
+    };
+    PLANS.iter().filter(is_wanted).cloned().collect()
+}
+
+impl Plan {
+    /// Its name in the table.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Cargo(test) => format!("{}::{}", test.package, test.target),
+            Self::Linux(test) if test.is_forced => format!("{}, forced emulation", test.name()),
+            Self::Linux(test) => test.name().to_owned(),
+        }
+    }
+}
+
+impl LinuxTest {
+    fn name(&self) -> &str {
+        self.test.rsplit('/').next().unwrap_or(self.test)
+    }
+}
