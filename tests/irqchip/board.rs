@@ -1,4 +1,4 @@
-//! [`Board`]: a VM with in-kernel interrupt controllers behind a [`Door`], and a guest in flat 32-bit mode.
+//! [`Board`]: a VM with in-kernel interrupt controllers behind a [`Door`], and a guest in long mode.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,11 @@ const IDT: usize = 0x600;
 pub(crate) const AP_CODE: usize = 0x2000;
 const CODE: usize = 0x4000;
 const HANDLERS: usize = 0x6000;
-const STACK_TOP: u64 = 0xf000;
+pub(crate) const STACK_TOP: u64 = 0xf000;
+const PML4: usize = 0xa000;
+const PDPT: usize = 0xb000;
+const LOW_PD: usize = 0xc000;
+const HIGH_PD: usize = 0xd000;
 /// Words that the guest leaves for its host.
 pub(crate) const NOTES: usize = 0x8000;
 /// Writing here leaves to the host.
@@ -142,40 +146,70 @@ impl<'a, D: Door> Board<'a, D> {
         self.ask(&self.vm, IRQ_LINE, &mut line).unwrap();
     }
 
-    /// Flat segments, a stack, an interrupt table with these handlers, and RIP at `code`.
+    /// The guest's memory, and the controllers' pages, both at their own addresses and 2^64 - 2^32 above: what
+    /// instructions with a 32-bit address reach.
+    fn write_page_tables(&self) {
+        const PRESENT: u64 = 3; // and writable
+        const LARGE: u64 = 1 << 7 | PRESENT;
+        const UNCACHED: u64 = 1 << 4 | LARGE;
+        let entries = [
+            (PML4, PDPT as u64 | PRESENT),
+            (PML4 + 8 * 511, PDPT as u64 | PRESENT),
+            (PDPT, LOW_PD as u64 | PRESENT),
+            (PDPT + 8 * 511, HIGH_PD as u64 | PRESENT),
+            (LOW_PD, LARGE),
+            (HIGH_PD + 8 * 0x1f6, 0xfec0_0000 | UNCACHED),
+            (HIGH_PD + 8 * 0x1f7, 0xfee0_0000 | UNCACHED),
+        ];
+        for (at, entry) in entries {
+            self.write(at, &entry.to_le_bytes());
+        }
+    }
+
+    /// Long mode, a stack, an interrupt table with these handlers, and RIP at `code`.
     pub(crate) fn start(
         &self,
         vcpu: &D::Handle,
         handlers: &[Handler<'_>],
         code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
     ) -> Result<(), Errno> {
-        let descriptors: [u64; 3] = [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+        const CR0: u64 = 0x8000_0031;
+        const CR4_PAE: u64 = 1 << 5;
+        const EFER_LONG: u64 = 0x500;
+        self.write_page_tables();
+        let descriptors: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
         self.write(GDT, descriptors.map(u64::to_le_bytes).as_flattened());
         self.write(CODE, &assemble(CODE, code));
         for (at, (vector, handler)) in handlers.iter().enumerate() {
             let start = HANDLERS + 0x100 * at;
             self.write(start, &assemble(start, handler));
             let gate = 0x0000_8e00_0008_0000 | start as u64;
-            self.write(IDT + 8 * usize::from(*vector), &gate.to_le_bytes());
+            self.write(IDT + 16 * usize::from(*vector), &gate.to_le_bytes());
         }
         let mut sregs = kvm_sregs::default();
         self.ask(vcpu, GET_SREGS, &mut sregs)?;
-        let flat = |selector, type_| kvm_segment {
+        let data = kvm_segment {
             limit: 0xffff_ffff,
-            selector,
-            type_,
+            selector: 0x10,
+            type_: 3,
             present: 1,
             db: 1,
             s: 1,
             g: 1,
             ..kvm_segment::default()
         };
-        sregs.cs = flat(0x08, 0xb);
-        let data = flat(0x10, 3);
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.cs = kvm_segment {
+            selector: 0x08,
+            type_: 0xb,
+            db: 0,
+            l: 1,
+            ..data
+        };
         (sregs.gdt.base, sregs.gdt.limit) = (GDT as u64, 0x17);
-        (sregs.idt.base, sregs.idt.limit) = (IDT as u64, 0x7ff);
-        sregs.cr0 |= 1;
+        (sregs.idt.base, sregs.idt.limit) = (IDT as u64, 0xfff);
+        (sregs.cr0, sregs.cr3, sregs.cr4) = (CR0, PML4 as u64, CR4_PAE);
+        sregs.efer = EFER_LONG;
         self.ask(vcpu, SET_SREGS, &mut sregs)?;
         let mut regs = kvm_regs {
             rip: CODE as u64,
@@ -206,9 +240,9 @@ impl<'a, D: Door> Board<'a, D> {
     }
 }
 
-/// 32-bit code for this address.
+/// 64-bit code for this address.
 fn assemble(at: usize, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(32).unwrap();
+    let mut a = CodeAssembler::new(64).unwrap();
     code(&mut a).unwrap();
     a.assemble(at as u64).unwrap()
 }
