@@ -326,7 +326,8 @@ impl<R: Recorder> Gate<R> {
                 let merged = writable.merge(current, value);
                 match merged.map(|merged| host.set_msr(index, merged)) {
                     Some(Ok(true)) => Outcome::Masked,
-                    _ => Outcome::Fault,
+                    Some(_) => return self.refused_write(index, value, host),
+                    None => Outcome::Fault,
                 }
             }
             Action::Allow | Action::Mask(_) => match host.set_msr(index, value) {

@@ -315,28 +315,27 @@ impl HostSteps {
         action: Action,
         kvm: &mut dyn KvmAnswers,
     ) -> Option<Sees> {
-        let Action::Writable(writable) = action else {
-            return match self.set(index, value, kvm) {
-                KvmAnswer::Done => Some(Sees::Written),
-                KvmAnswer::NotTried => Some(Sees::Kvm),
-                _ => None,
-            };
+        let value = match action {
+            Action::Writable(writable) => {
+                let answer = kvm.get_msr(index);
+                self.get = Some(answer);
+                let own = match answer {
+                    KvmAnswer::Value(own) => own,
+                    KvmAnswer::NotTried => return Some(Sees::Kvm),
+                    _ => return None,
+                };
+                match writable.merge(own, value) {
+                    Some(merged) => merged,
+                    None => return Some(Sees::Gp),
+                }
+            }
+            _ => value,
         };
-        let answer = kvm.get_msr(index);
-        self.get = Some(answer);
-        let own = match answer {
-            KvmAnswer::Value(own) => own,
-            KvmAnswer::NotTried => return Some(Sees::Kvm),
-            _ => return None,
-        };
-        let Some(merged) = writable.merge(own, value) else {
-            return Some(Sees::Gp);
-        };
-        Some(match self.set(index, merged, kvm) {
-            KvmAnswer::Done => Sees::Written,
-            KvmAnswer::NotTried => Sees::Kvm,
-            _ => Sees::Gp,
-        })
+        match self.set(index, value, kvm) {
+            KvmAnswer::Done => Some(Sees::Written),
+            KvmAnswer::NotTried => Some(Sees::Kvm),
+            _ => None,
+        }
     }
 
     fn set(&mut self, index: MsrIndex, value: u64, kvm: &mut dyn KvmAnswers) -> KvmAnswer {

@@ -159,6 +159,24 @@ fn forwarded_access_that_the_host_refuses_is_invalid() {
 }
 
 #[test]
+fn merged_value_that_the_host_refuses_is_invalid() {
+    let mut gate = gate(WRITABLE, Action::Ignore);
+    let mut host = Host(Some(0x1_0000));
+    let answer = |entry| entry == Some(VmEntry::CompleteWrmsr(Ok(())));
+    assert!(answer(gate.service(&wrmsr(0x1_0001), &mut host)));
+    assert!(
+        !answer(gate.service(&wrmsr(1), &mut host)),
+        "KVM is not asked"
+    );
+    assert_eq!(host.0, Some(0x1_0000), "nothing is written");
+    let outcomes = gate.into_recorder().into_iter().map(|event| event.outcome);
+    assert_eq!(
+        outcomes.collect::<Vec<_>>(),
+        [Outcome::Ignored, Outcome::Fault]
+    );
+}
+
+#[test]
 fn access_that_kvm_refused_is_not_asked_again() {
     let mut gate = gate(Action::Allow, Action::Allow);
     let answer = gate.service(&rdmsr(ExitReason::INVAL), &mut Host(Some(1)));

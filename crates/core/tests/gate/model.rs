@@ -184,9 +184,11 @@ impl Model {
                 (Ok(mask.apply(current.unwrap_or(0))), Outcome::Masked)
             }
             (Action::Writable(writable), Some(value)) if asks_kvm && current.is_some() => {
-                let merged = writable.merge(current.unwrap_or(0), value);
-                let is_done = merged.is_some_and(|merged| self.set_msr(index, merged));
-                done(is_done, Outcome::Masked)
+                match writable.merge(current.unwrap_or(0), value) {
+                    None => FAULT,
+                    Some(merged) if self.set_msr(index, merged) => (Ok(0), Outcome::Masked),
+                    Some(_) => self.answer(vcpu, index, written, ExitReason::INVAL, refused),
+                }
             }
             (Action::Allow | Action::Mask(_) | Action::Writable(_), _) if asks_kvm => {
                 match (current, written) {
