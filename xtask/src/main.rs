@@ -6,6 +6,7 @@
 
 mod abi;
 mod ci;
+mod fuzz;
 mod lab;
 mod selftest;
 mod shell;
@@ -28,6 +29,8 @@ enum Verb {
     Abi,
     /// Everything that CI runs, in CI's order; stops at nothing and counts what failed
     Ci(ci::Options),
+    /// Tries a reader of files with bytes that are made up, until it fails or is ended
+    Fuzz(fuzz::Options),
     /// Runs the tests on a real kvm-amd or kvm-intel in an emulator; needs no /dev/kvm
     Lab(lab::Options),
     /// Builds the KVM selftests of Linux 6.12 and runs them on the real and on the embedded KVM
@@ -38,6 +41,7 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().verb {
         Verb::Abi => abi::run(),
         Verb::Ci(options) => ci::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Lab(options) => lab::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
     }

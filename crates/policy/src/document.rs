@@ -460,3 +460,6 @@ impl EventReceiver for Builder<'_> {
         self.put(Value { kind, span });
     }
 }
+
+#[cfg(test)]
+mod tests;
