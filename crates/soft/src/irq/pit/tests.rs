@@ -118,6 +118,15 @@ fn count_of_0_is_the_largest() {
     assert_eq!(pulses(&mut pit, 65_540), 1);
 }
 
+/// `kvm.min_timer_period_us` is 200 unless somebody changes it.
+#[test]
+fn period_is_not_shorter_than_the_limit() {
+    let mut pit = pit(RATE, 12);
+    let tenth_of_a_second = 119_318;
+    let pulses = pulses(&mut pit, tenth_of_a_second);
+    assert!((499..=501).contains(&pulses), "{pulses}");
+}
+
 #[test]
 fn latch_holds_a_count_until_it_is_read() {
     let mut pit = pit(RATE, 10_000);
