@@ -216,13 +216,15 @@ impl Image {
     }
 
     fn entry_number(&mut self, rule: Rule, shadow: Number) -> Result<Number, ImageError> {
-        if let Some(&number) = self.entry_numbers.get(&(rule, shadow)) {
-            return Ok(number);
-        }
-        let number = Number::try_from(self.entries.len()).map_err(|_| ImageError::TooManyRules)?;
+        let next = self.entries.len();
+        let number = match self.entry_numbers.entry((rule, shadow)) {
+            btree_map::Entry::Occupied(number) => return Ok(*number.get()),
+            btree_map::Entry::Vacant(place) => {
+                *place.insert(Number::try_from(next).map_err(|_| ImageError::TooManyRules)?)
+            }
+        };
         let entry = self.entry_of(rule, shadow);
         self.entries.push(entry);
-        self.entry_numbers.insert((rule, shadow), number);
         Ok(number)
     }
 

@@ -54,12 +54,9 @@ impl Reader<'_> {
 
     fn table_action(&mut self, table: &Table<'_>, span: Span, key: &str) -> Option<Action> {
         let strange_keys = self.check_keys(table, ACTION_KEYS, "an action");
-        let given: Vec<&str> = ACTIONS
-            .iter()
-            .copied()
-            .filter(|name| table.get(name).is_some())
-            .collect();
-        let [name] = given[..] else {
+        let present = |name: &&str| table.get(name).is_some();
+        let mut given = ACTIONS.iter().copied().filter(present);
+        let (Some(name), None) = (given.next(), given.next()) else {
             if strange_keys == 0 {
                 self.report(
                     Diagnostic::error("policy::action", format!("`{key}` is not one action"))

@@ -4,6 +4,7 @@
 //! are small, and what is read once is kept in the order of the text.
 
 use std::borrow::Cow;
+use std::vec::Drain;
 
 use toml_parser::decoder::{Encoding, ScalarKind};
 use toml_parser::parser::{EventReceiver, RecursionGuard, ValidateWhitespace, parse_document};
@@ -126,13 +127,13 @@ impl<'t> Table<'t> {
         }
     }
 
-    /// Puts `value` at the end of `path`, which is taken.
-    fn insert(&mut self, path: &mut Vec<Key<'t>>, value: Value<'t>) -> Result<(), Duplicate> {
-        let Some(last) = path.pop() else {
+    /// Puts `value` at the end of `path`.
+    fn insert(&mut self, mut path: Drain<'_, Key<'t>>, value: Value<'t>) -> Result<(), Duplicate> {
+        let Some(last) = path.next_back() else {
             return Ok(());
         };
         let mut table = self;
-        for key in path.drain(..) {
+        for key in path {
             match table.below(key, Written::Dotted)? {
                 Some(below) => table = below,
                 None => return Ok(()),
@@ -224,7 +225,9 @@ impl Duplicate {
 /// Reads `text`; where that is not TOML, says why.
 pub(crate) fn parse(id: SourceId, text: &str) -> Result<Table<'_>, Vec<Diagnostic>> {
     let source = Source::new(text);
-    let tokens = source.lex().into_vec();
+    // A policy is short words and signs: seldom are there fewer bytes than two for a token.
+    let mut tokens = Vec::with_capacity(text.len() / 2 + 1);
+    tokens.extend(source.lex());
     let mut builder = Builder {
         id,
         text,
@@ -294,17 +297,18 @@ struct Builder<'t> {
     /// The table that keys are put into, from the root.
     path: Vec<Key<'t>>,
     header_start: usize,
-    /// The dotted key before its value.
+    /// The dotted keys that wait for their values: one for each value that has begun, and the last.
     keys: Vec<Key<'t>>,
     /// Values that have begun, each within the one before.
     open: Vec<Open<'t>>,
     errors: Vec<Diagnostic>,
 }
 
-/// A value that has begun, and the key that it is for.
+/// A value that has begun.
 struct Open<'t> {
     value: Value<'t>,
-    keys: Vec<Key<'t>>,
+    /// Where the keys within it begin among [`Builder::keys`].
+    first_key: usize,
 }
 
 impl<'t> Builder<'t> {
@@ -326,20 +330,25 @@ impl<'t> Builder<'t> {
             kind,
             span: self.span(span),
         };
-        let keys = std::mem::take(&mut self.keys);
-        self.open.push(Open { value, keys });
+        let first_key = self.keys.len();
+        self.open.push(Open { value, first_key });
     }
 
     fn end(&mut self, span: toml_parser::Span) {
         if let Some(mut open) = self.open.pop() {
             open.value.span.end = span.end();
-            self.keys = open.keys;
+            self.keys.truncate(open.first_key);
             self.put(open.value);
         }
     }
 
+    fn first_key(&self) -> usize {
+        self.open.last().map_or(0, |open| open.first_key)
+    }
+
     /// A value is complete.
     fn put(&mut self, value: Value<'t>) {
+        let first_key = self.first_key();
         let table = match self.open.last_mut().map(|open| &mut open.value.kind) {
             Some(Kind::List(items)) => {
                 items.push(value);
@@ -350,13 +359,14 @@ impl<'t> Builder<'t> {
             None => table_at(&mut self.root, &self.path),
         };
         if let Some(table) = table {
-            let put = table.insert(&mut self.keys, value);
+            let put = table.insert(self.keys.drain(first_key..), value);
             self.check(put);
         }
     }
 
     fn header(&mut self, end: toml_parser::Span, is_list: bool) {
-        self.path = std::mem::take(&mut self.keys);
+        std::mem::swap(&mut self.path, &mut self.keys);
+        self.keys.clear();
         let span = Span {
             source: self.id,
             start: self.header_start,
@@ -428,7 +438,7 @@ impl EventReceiver for Builder<'_> {
         encoding: Option<Encoding>,
         error: &mut dyn ErrorSink,
     ) {
-        if self.keys.len() == MAX_PARTS {
+        if self.keys.len() - self.first_key() == MAX_PARTS {
             let text = format!("a key has more than {MAX_PARTS} parts");
             error.report_error(ParseError::new(text).with_unexpected(span));
             return;

@@ -1,6 +1,7 @@
 //! Which rule decides each MSR: the narrowest that holds it. Rules of one width must not overlap.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use msrgate_core::{Access, MsrIndex, Rule};
 
@@ -21,55 +22,55 @@ pub struct Segment {
 
 /// The rules of one direction as segments: sorted, disjoint, and as long as they can be.
 pub(crate) fn resolve(policy: &Policy, access: Access) -> Vec<Segment> {
-    let pieces: Vec<(&Selector, Rule)> = policy.pieces(access).collect();
-    // A selector counts from its first MSR on, and no longer behind its last.
-    let mut bounds: Vec<(u64, bool, usize)> = Vec::with_capacity(pieces.len() * 2);
-    for (number, (selector, _)) in pieces.iter().enumerate() {
-        bounds.push((selector.first.0.into(), true, number));
-        bounds.push((u64::from(selector.last.0) + 1, false, number));
-    }
-    bounds.sort_unstable();
-    let mut segments: Vec<Segment> = Vec::new();
-    let mut open = BTreeSet::new();
-    for (position, &(at, opens, number)) in bounds.iter().enumerate() {
-        let key = (pieces[number].0.rank(), number);
-        if opens {
-            open.insert(key);
-        } else {
-            open.remove(&key);
-        }
-        let next = bounds.get(position + 1).map_or(at, |bound| bound.0);
-        if let Some(&(_, narrowest)) = open.first()
-            && let (Ok(first), Ok(last)) = (u32::try_from(at), u32::try_from(next.wrapping_sub(1)))
-            && at < next
+    let pieces = sorted(policy, access);
+    let mut segments: Vec<Segment> = Vec::with_capacity(pieces.len());
+    // Those that have begun, the narrowest on top. One that has ended may stay below it.
+    let mut open = BinaryHeap::new();
+    let mut waiting = pieces.iter().enumerate().peekable();
+    let mut at = 0;
+    loop {
+        while let Some((number, (selector, _))) =
+            waiting.next_if(|(_, (selector, _))| selector.first.0 <= at)
         {
-            append(&mut segments, first, last, pieces[narrowest].1);
+            open.push(Reverse((selector.rank(), number)));
+        }
+        let next = waiting.peek().map(|(_, (selector, _))| selector.first.0);
+        let Some(&Reverse((_, narrowest))) = open.peek() else {
+            match next {
+                Some(first) => at = first,
+                None => return segments,
+            }
+            continue;
+        };
+        let (selector, rule) = pieces[narrowest];
+        if selector.last.0 < at {
+            open.pop();
+            continue;
+        }
+        let last = next.map_or(selector.last.0, |next| selector.last.0.min(next - 1));
+        append(&mut segments, at, last, rule);
+        match last.checked_add(1) {
+            Some(behind) => at = behind,
+            None => return segments,
         }
     }
-    segments
 }
 
 /// Every two selectors that are equally narrow, overlap, and speak of the same direction.
 pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
     let mut seen: Vec<(Span, Span)> = Vec::new();
     for access in Access::ALL {
-        let mut selectors: Vec<(u64, MsrIndex, &Selector)> = policy
-            .pieces(access)
-            .map(|(selector, _)| (selector.rank(), selector.first, selector))
-            .collect();
-        selectors.sort_by_key(|&(rank, first, _)| (rank, first));
-        let mut furthest: Option<(u64, &Selector)> = None;
-        for (rank, _, selector) in selectors {
-            match furthest {
-                Some((other_rank, other)) if other_rank == rank => {
-                    if other.overlaps(selector.first.0, selector.last.0) {
-                        seen.push((selector.span.max(other.span), selector.span.min(other.span)));
-                    }
-                    if selector.last > other.last {
-                        furthest = Some((rank, selector));
-                    }
-                }
-                _ => furthest = Some((rank, selector)),
+        // By rank, the one that reaches furthest so far.
+        let mut furthest: BTreeMap<u64, &Selector> = BTreeMap::new();
+        for (selector, _) in sorted(policy, access) {
+            let Some(other) = furthest.insert(selector.rank(), selector) else {
+                continue;
+            };
+            if other.overlaps(selector.first.0, selector.last.0) {
+                seen.push((selector.span.max(other.span), selector.span.min(other.span)));
+            }
+            if other.last >= selector.last {
+                furthest.insert(other.rank(), other);
             }
         }
     }
@@ -87,6 +88,13 @@ pub(crate) fn overlaps(policy: &Policy) -> Vec<Diagnostic> {
             .help("remove one, or narrow it: a narrower rule wins over a wider one")
         })
         .collect()
+}
+
+/// What the rules say of one direction, by the first MSR.
+fn sorted(policy: &Policy, access: Access) -> Vec<(&Selector, Rule)> {
+    let mut pieces: Vec<_> = policy.pieces(access).collect();
+    pieces.sort_by_key(|(selector, _)| selector.first);
+    pieces
 }
 
 fn append(segments: &mut Vec<Segment>, first: u32, last: u32, rule: Rule) {

@@ -1,5 +1,7 @@
 //! Which MSRs a rule names: indices, names, ranges, groups, and lists of these.
 
+use std::slice;
+
 use msrgate_core::{MsrGroup, MsrIndex, ParseMsrIndexError, msr_groups};
 
 use crate::ast::{Selector, SelectorKind};
@@ -11,26 +13,23 @@ use crate::source::Span;
 impl Reader<'_> {
     /// What the rule's `msr` names.
     pub(crate) fn selectors(&mut self, value: &Value<'_>) -> Vec<Selector> {
-        let mut selectors = Vec::new();
-        match &value.kind {
-            Kind::List(items) => {
-                if items.is_empty() {
-                    self.report(
-                        Diagnostic::error("policy::no-msr", "the rule names no MSR")
-                            .at(value.span, "an empty list")
-                            .help("write an MSR into the list, or remove the rule"),
-                    );
-                }
-                for item in items.iter() {
-                    if self.is_full() {
-                        break;
-                    }
-                    self.selector(item, &mut selectors);
-                }
+        let items = match &value.kind {
+            Kind::List(items) => &items[..],
+            _ => slice::from_ref(value),
+        };
+        let mut selectors = Vec::with_capacity(items.len());
+        if items.is_empty() {
+            self.report(
+                Diagnostic::error("policy::no-msr", "the rule names no MSR")
+                    .at(value.span, "an empty list")
+                    .help("write an MSR into the list, or remove the rule"),
+            );
+        }
+        for item in items {
+            if self.is_full() {
+                break;
             }
-            _ => {
-                self.selector(value, &mut selectors);
-            }
+            self.selector(item, &mut selectors);
         }
         selectors
     }
