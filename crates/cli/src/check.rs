@@ -9,11 +9,12 @@ use anstyle::Style;
 use msrgate_core::{
     Access, DefaultAction, ExitReason, FilterRange, MsrFilter, MsrIndex, RangeFlags, Verdict,
 };
-use msrgate_policy::{Compiled, Diagnostic};
+use msrgate_policy::{Compiled, Diagnostic, Msrs, Sources, compile};
 use serde::Serialize;
 
 use crate::Status;
-use crate::policy::compile_file_to_check;
+use crate::host::HANDLERS;
+use crate::policy::{compile_file_to_check, folded};
 
 /// Compile a policy, and show the filter that it comes to.
 #[derive(Debug, clap::Args)]
@@ -47,6 +48,10 @@ const WIDTH: usize = 80;
 const INDENT: usize = 38;
 /// Columns before what is said below the table.
 const LABEL: usize = 11;
+/// Lines about answers; more than these nobody reads.
+const MOST_ANSWERS: usize = 20;
+/// Columns of the MSRs before an answer.
+const MOST_MSR_COLUMNS: usize = 36;
 
 fn write_table(out: &mut dyn Write, compiled: &Compiled) -> io::Result<()> {
     let filter = &compiled.filter;
@@ -81,7 +86,42 @@ fn write_table(out: &mut dyn Write, compiled: &Compiled) -> io::Result<()> {
         [] => "nothing: what KVM refuses is #GP".to_owned(),
         reasons => reasons.join(", "),
     };
-    writeln!(out, "{:<LABEL$}{deflected}", "deflected")
+    writeln!(out, "{:<LABEL$}{deflected}", "deflected")?;
+    write_answers(out, &answers(compiled))
+}
+
+/// How what leaves the guest is answered, where that is more than a fault.
+fn write_answers(out: &mut dyn Write, answers: &[Answer]) -> io::Result<()> {
+    if answers.is_empty() {
+        return Ok(());
+    }
+    let shown = &answers[..answers.len().min(MOST_ANSWERS)];
+    let msrs: Vec<String> = shown.iter().map(|answer| narrow(&answer.msrs)).collect();
+    let width = msrs.iter().map(String::len).fold("MSRS".len(), usize::max);
+    writeln!(out, "\n{BOLD}{:<width$}  ACCESS  ANSWER{BOLD:#}", "MSRS")?;
+    for (msrs, answer) in msrs.iter().zip(shown) {
+        let indent = width + "  ACCESS  ".len();
+        let action =
+            folded(&answer.action, WIDTH - indent).replace('\n', &format!("\n{:indent$}", ""));
+        writeln!(out, "{msrs:<width$}  {:<6}  {action}", answer.access)?;
+    }
+    match answers.len() - shown.len() {
+        0 => Ok(()),
+        more => writeln!(out, "and {more} more, which --json has"),
+    }
+}
+
+/// MSRs that stand next to each other, in few columns.
+fn narrow(run: &Run) -> String {
+    let text = text(run);
+    if text.len() <= MOST_MSR_COLUMNS {
+        return text;
+    }
+    let first = MsrIndex(run.first);
+    match run.last - run.first {
+        0 => first.to_string(),
+        more => format!("{} from {first}", u64::from(more) + 1),
+    }
 }
 
 /// What leaves the guest of one direction's accesses.
@@ -130,6 +170,38 @@ fn reasons(compiled: &Compiled) -> impl Iterator<Item = ExitReason> {
     ExitReason::ALL
         .into_iter()
         .filter(move |&reason| deflected.contains(reason))
+}
+
+/// What a rule makes of an access.
+struct Answer {
+    msrs: Run,
+    access: &'static str,
+    action: String,
+}
+
+/// What the rules say that a policy without rules does not, but for a mere fault.
+fn answers(compiled: &Compiled) -> Vec<Answer> {
+    let allowed = compile("version = 1\n").expect("a policy without rules has no mistakes");
+    let differences = Compiled::compare(&allowed, compiled);
+    let answers = differences.iter().filter_map(|difference| {
+        let Msrs::Range { first, last } = difference.msrs else {
+            return None;
+        };
+        let [_, action] = difference.describe(HANDLERS);
+        Some(Answer {
+            msrs: Run {
+                first: first.0,
+                last: last.0,
+            },
+            access: match difference.access {
+                Some(Access::Read) => "read",
+                Some(Access::Write) => "write",
+                None => "both",
+            },
+            action,
+        })
+    });
+    answers.filter(|answer| answer.action != "fault").collect()
 }
 
 /// MSRs that stand next to each other.
@@ -230,7 +302,12 @@ fn write_json(out: &mut dyn Write, compiled: &Compiled) -> anyhow::Result<()> {
             .collect(),
         reads: json_runs(&excepted(filter, Access::Read)),
         writes: json_runs(&excepted(filter, Access::Write)),
-        warnings: compiled.warnings.iter().map(JsonWarning::of).collect(),
+        answers: answers(compiled).iter().map(JsonAnswer::of).collect(),
+        warnings: compiled
+            .warnings
+            .iter()
+            .map(|warning| JsonWarning::of(warning, &compiled.sources))
+            .collect(),
     };
     serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
     writeln!(out)?;
@@ -245,6 +322,7 @@ struct Json<'a> {
     ranges: Vec<JsonRange>,
     reads: Vec<JsonRun>,
     writes: Vec<JsonRun>,
+    answers: Vec<JsonAnswer>,
     warnings: Vec<JsonWarning<'a>>,
 }
 
@@ -277,12 +355,35 @@ struct JsonRun {
 }
 
 fn json_runs(runs: &[Run]) -> Vec<JsonRun> {
-    let json = |run: &Run| JsonRun {
-        first: MsrIndex(run.first).to_string(),
-        last: MsrIndex(run.last).to_string(),
-        name: MsrIndex(run.first).name(),
-    };
-    runs.iter().map(json).collect()
+    runs.iter().map(JsonRun::of).collect()
+}
+
+impl JsonRun {
+    fn of(run: &Run) -> Self {
+        Self {
+            first: MsrIndex(run.first).to_string(),
+            last: MsrIndex(run.last).to_string(),
+            name: MsrIndex(run.first).name(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonAnswer {
+    #[serde(flatten)]
+    msrs: JsonRun,
+    access: &'static str,
+    action: String,
+}
+
+impl JsonAnswer {
+    fn of(answer: &Answer) -> Self {
+        Self {
+            msrs: JsonRun::of(&answer.msrs),
+            access: answer.access,
+            action: answer.action.clone(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -290,14 +391,21 @@ struct JsonWarning<'a> {
     code: &'static str,
     message: &'a str,
     help: Option<&'a str>,
+    file: Option<&'a str>,
+    line: Option<usize>,
+    column: Option<usize>,
 }
 
 impl<'a> JsonWarning<'a> {
-    fn of(warning: &'a Diagnostic) -> Self {
+    fn of(warning: &'a Diagnostic, sources: &'a Sources) -> Self {
+        let place = warning.span().map(|span| sources.place(span));
         Self {
             code: warning.code,
             message: &warning.message,
             help: warning.help.as_deref(),
+            file: place.map(|place| place.name),
+            line: place.map(|place| place.line),
+            column: place.map(|place| place.column),
         }
     }
 }

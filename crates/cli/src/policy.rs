@@ -213,7 +213,7 @@ const LABEL_MARGIN: usize = 12;
 const LABEL_MIN: usize = 20;
 
 /// `text` in lines of at most `columns`.
-fn folded(text: &str, columns: usize) -> String {
+pub(crate) fn folded(text: &str, columns: usize) -> String {
     let columns = columns.max(LABEL_MIN);
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {

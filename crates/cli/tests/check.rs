@@ -48,7 +48,12 @@ fn document_shows_the_table_and_every_key() {
         stdout(&output)
     );
     let report = check_json("check-document.toml", block("```toml\n"));
-    let parts = [&report, &report["ranges"][0], &report["reads"][0]];
+    let parts = [
+        &report,
+        &report["ranges"][0],
+        &report["reads"][0],
+        &report["answers"][0],
+    ];
     for part in parts {
         for key in part.as_object().expect("an object").keys() {
             assert!(DOCUMENT.contains(&format!("`{key}`")), "{key}");
@@ -77,10 +82,18 @@ fn json_tells_every_msr() {
         ],
         "reads": both,
         "writes": [both[0], both[1], both[2], gs_base],
+        "answers": [
+            {"first": "0x8b", "last": "0x8b", "name": "IA32_BIOS_SIGN_ID", "access": "read",
+             "action": "= 0x100006500000000"},
+            {"first": "0x8b", "last": "0x8b", "name": "IA32_BIOS_SIGN_ID", "access": "write", "action": "ignore"},
+        ],
         "warnings": [{
             "code": "policy::unfilterable",
             "message": "a filter sees RDMSR and WRMSR only, and these MSRs are reached in other ways",
             "help": "the rule holds for RDMSR and WRMSR; where that is meant, nothing is wrong",
+            "file": report["warnings"][0]["file"],
+            "line": 16,
+            "column": 9,
         }],
     });
     assert_eq!(report, expected);
@@ -157,6 +170,44 @@ fn no_line_is_wider_than_80_columns() {
         text.lines().all(|line| line.chars().count() <= 80),
         "{text}"
     );
+}
+
+#[test]
+fn answers_are_folded_and_at_most_20() {
+    let mut policy =
+        "version = 1\n[[rule]]\nmsr = 'IA32_MISC_ENABLE'\nlog = true\nlimit = '1000/s'\n\
+        shadow = { scope = 'vm', reset = 0xffffffffffffffff, writable = 0xffffffffffffff00 }\n\
+        [[rule]]\nmsr = '0x4000..=0x4100'\nread = 'host'\n"
+            .to_owned();
+    for index in 0..20 {
+        writeln!(
+            policy,
+            "[[rule]]\nmsr = {}\nread = {{ value = {index} }}",
+            0x5000 + 2 * index
+        )
+        .expect("a String");
+    }
+    let output = check("check-answers.toml", &policy);
+    let text = stdout(&output);
+    let (_, answers) = text.split_once("MSRS").expect("the second table");
+    let expected = "              ACCESS  ANSWER
+IA32_MISC_ENABLE  both    shadow of the VM from 0xffffffffffffffff, writable
+                          0xffffffffffffff00, else fault, at most 1000/s, logged
+257 from 0x4000   read    host
+0x5000            read    ignore
+0x5002            read    = 0x1
+";
+    assert!(answers.starts_with(expected), "{text}");
+    assert!(
+        answers.ends_with("\nand 2 more, which --json has\n"),
+        "{text}"
+    );
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 80),
+        "{text}"
+    );
+    let report = check_json("check-answers.toml", &policy);
+    assert_eq!(report["answers"].as_array().map(Vec::len), Some(22));
 }
 
 #[test]
