@@ -71,6 +71,12 @@ const STEPS: &[Step] = &[
         ],
     },
     Step {
+        name: "deny",
+        // Not the advisories: their list comes from the network, and no change of ours makes them.
+        cargo: &["deny", "check", "bans", "licenses", "sources"],
+        environment: &[],
+    },
+    Step {
         name: "selftest",
         cargo: &["xtask", "selftest"],
         environment: &[],
@@ -101,6 +107,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             continue;
         }
         println!("== {}", step.name);
+        if step.cargo.starts_with(&["deny"]) && shell::find_program("cargo-deny").is_none() {
+            println!("SKIP(deny): no cargo-deny here; cargo install cargo-deny");
+            continue;
+        }
         match shell::run(&mut command(step)) {
             Ok(()) => passed += 1,
             Err(error) => {
