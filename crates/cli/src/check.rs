@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::Status;
 use crate::host::HANDLERS;
+use crate::output;
 use crate::policy::{compile_file_to_check, folded};
 
 /// Compile a policy, and show the filter that it comes to.
@@ -309,9 +310,7 @@ fn write_json(out: &mut dyn Write, compiled: &Compiled) -> anyhow::Result<()> {
             .map(|warning| JsonWarning::of(warning, &compiled.sources))
             .collect(),
     };
-    serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
-    writeln!(out)?;
-    Ok(())
+    output::write_json(out, &json)
 }
 
 #[derive(Serialize)]

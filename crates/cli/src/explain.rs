@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
 use crate::host::HANDLERS;
+use crate::output;
 use crate::policy::compile_from;
 
 /// Say what a guest sees of an MSR under a policy, and why.
@@ -247,9 +248,7 @@ impl Report<'_> {
             rdmsr: self.json_direction(read),
             wrmsr: self.json_direction(write),
         };
-        serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
-        writeln!(out)?;
-        Ok(())
+        output::write_json(out, &json)
     }
 
     fn json_direction(&self, explanation: &Explanation) -> JsonDirection {

@@ -1,4 +1,4 @@
-//! Writing a file whole or not at all.
+//! Writing a file whole or not at all, and a value as JSON.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};
@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use serde::Serialize;
 use tempfile::NamedTempFile;
 
 /// Puts `bytes` into the file `path`. Who reads it meanwhile sees all of the old ones or all of the new ones.
@@ -32,6 +33,13 @@ pub(crate) fn write_file_with(
             Ok(())
         }
     }
+}
+
+/// Prints `value` as JSON, with the end of its last line.
+pub(crate) fn write_json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
 }
 
 /// A file beside the one that it will replace, and the path of that one.

@@ -8,6 +8,7 @@ use msrgate_core::{ExitReason, Outcome, VmExit};
 use msrgate_machine::{End, StopCause};
 use serde::Serialize;
 
+use crate::output;
 use crate::tally::{Count, Key, Tally};
 use crate::trace::TraceEnd;
 
@@ -224,9 +225,7 @@ pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Re
         stats: report.stats,
         trace: report.trace,
     };
-    serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
-    writeln!(out)?;
-    Ok(())
+    output::write_json(out, &json)
 }
 
 #[derive(Serialize)]

@@ -6,6 +6,8 @@ use anstyle::{AnsiColor, Style};
 use msrgate_core::MsrIndex;
 use serde::Serialize;
 
+use crate::output;
+
 const BOLD: Style = Style::new().bold();
 const OLD: Style = AnsiColor::Red.on_default();
 const NEW: Style = AnsiColor::Green.on_default();
@@ -173,9 +175,7 @@ pub(super) fn write_json(
         kind,
         differences: rows.iter().map(JsonDifference::of).collect(),
     };
-    serde_json::to_writer_pretty(&mut *out, &json).map_err(io::Error::from)?;
-    writeln!(out)?;
-    Ok(())
+    output::write_json(out, &json)
 }
 
 #[derive(Serialize)]
