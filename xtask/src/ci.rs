@@ -83,7 +83,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "lab",
-        cargo: &["xtask", "lab"],
+        cargo: &["xtask", "lab", "--if-installed"],
         environment: &[],
     },
 ];

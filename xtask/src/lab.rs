@@ -42,6 +42,9 @@ pub(crate) struct Options {
     /// Only the jobs whose name holds this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Where something is missing, says so and ends well: what CI does
+    #[arg(long)]
+    if_installed: bool,
     /// Prints the names of the jobs, and runs nothing
     #[arg(long)]
     list: bool,
@@ -66,10 +69,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    packages::check(platform)?;
     let started = Instant::now();
     let folder = shell::target_dir().join("lab");
-    let kernel = Kernel::find(options.kernel.as_deref(), &folder.join("kernel"))?;
+    let kernels = folder.join("kernel");
+    let packages = packages::check(platform);
+    if options.if_installed {
+        let kernel = Kernel::present(&kernels).context("no kernel with KVM's modules is installed");
+        if let Err(why) = packages.as_ref().and(kernel.as_ref().map(|_| &())) {
+            println!("SKIP(lab): {why:#}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    packages?;
+    let kernel = Kernel::find(options.kernel.as_deref(), &kernels)?;
     let folder = folder.join(platform.name());
     fs::create_dir_all(&folder).context("cannot make the lab's folder")?;
     let jobs = job::build(&plans, platform)?;

@@ -34,15 +34,20 @@ impl Kernel {
         if let Some(package) = package {
             return Self::of_package(package, cache);
         }
+        match Self::present(cache) {
+            Some(kernel) => Ok(kernel),
+            None => Self::of_package(&newest_package()?, cache),
+        }
+    }
+
+    /// The newest that is installed or was downloaded before.
+    pub(super) fn present(cache: &Path) -> Option<Self> {
         let downloaded = fs::read_dir(cache).into_iter().flatten().flatten();
         let roots = downloaded.map(|entry| entry.path());
-        let kernels = roots
+        roots
             .chain([PathBuf::from("/")])
-            .flat_map(|root| Self::under(&root));
-        if let Some(kernel) = kernels.max_by_key(|kernel| numbers(&kernel.version)) {
-            return Ok(kernel);
-        }
-        Self::of_package(&newest_package()?, cache)
+            .flat_map(|root| Self::under(&root))
+            .max_by_key(|kernel| numbers(&kernel.version))
     }
 
     fn of_package(package: &str, cache: &Path) -> Result<Self> {
@@ -166,13 +171,20 @@ fn newest_package() -> Result<String> {
     let names = String::from_utf8_lossy(&output.stdout);
     names
         .lines()
-        .filter(|name| name.ends_with("-cloud-amd64"))
-        .max_by_key(|name| numbers(name))
-        .map(str::to_owned)
+        .filter_map(|name| Some((numbers(package_version(name)?), name)))
+        .max()
+        .map(|(_, name)| name.to_owned())
         .context("apt knows no linux-image-*-cloud-amd64: apt-get update")
 }
 
-/// The numbers in a version or a package's name, to be compared.
+/// `6.12.117+deb12` of `linux-image-6.12.117+deb12-cloud-amd64`; the packages that only depend on another have
+/// none, or a shorter one.
+fn package_version(name: &str) -> Option<&str> {
+    let version = name.strip_prefix("linux-image-")?;
+    version.strip_suffix("-cloud-amd64")
+}
+
+/// The numbers in a version, to be compared.
 fn numbers(name: &str) -> Vec<u32> {
     let release = name.split('+').next().unwrap_or_default();
     let digits = release.split(|c: char| !c.is_ascii_digit());
@@ -199,4 +211,26 @@ fn download(package: &str, cache: &Path) -> Result<()> {
     shell::run(&mut extract)?;
     fs::rename(&root, cache.join(package)).context("cannot move the kernel into its place")?;
     fs::remove_dir_all(&parts).context("cannot remove the download")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_package_is_one_with_a_kernel_in_it() {
+        let names = [
+            "linux-image-cloud-amd64",
+            "linux-image-6.12-cloud-amd64",
+            "linux-image-6.12.9+deb12-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud-amd64",
+            "linux-image-6.1.0-56-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud-amd64-dbg",
+        ];
+        let versions = names.iter().filter_map(|name| package_version(name));
+        assert_eq!(
+            versions.max_by_key(|version| numbers(version)),
+            Some("6.12.117+deb12")
+        );
+    }
 }
