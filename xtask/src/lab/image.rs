@@ -54,7 +54,6 @@ export PATH=/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /tmp
 stty -F /dev/ttyS1 115200
 exec </dev/null >/dev/ttyS1 2>&1
 ip link set lo up
