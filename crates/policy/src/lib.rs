@@ -6,6 +6,7 @@
 //! * [`Compiled::explain`]: what a guest sees of one access, and every decision on the way.
 //! * [`Diagnostic`]: what is wrong with the text, where, and what to write instead. Many per run.
 //! * [`import`]: policies that were written for crosvm, Firecracker, msr-safe, libvirt or VirtualBox.
+//! * [`merge`]: a policy's filter and a program's own, in one.
 //! * [`Surface`]: what a VM makes of every MSR, as a document that can be compared.
 //!
 //! ```
@@ -37,6 +38,7 @@ mod forward;
 mod import;
 mod include;
 mod learn;
+mod merge;
 mod observe;
 mod parse;
 mod plan;
@@ -60,6 +62,7 @@ pub use forward::{HostPath, host_path};
 pub use import::{ImportError, Imported, Note, Peer, import};
 pub use include::Load;
 pub use learn::{Answered, LearnError, Learned, Observations, TraceDifference};
+pub use merge::{MergeError, merge};
 pub use observe::Unobserved;
 pub use resolve::Segment;
 pub use source::{Place, Source, SourceId, Sources, Span};

@@ -6,6 +6,7 @@
 use msrgate_core::{Access, DefaultAction, MsrFilter, MsrIndex};
 
 use crate::forward::{same, unobservable};
+use crate::merge::union;
 use crate::plan::{Exceptions, Interval, plan};
 
 /// MSRs that a policy allows and that cannot be watched by filter.
@@ -72,16 +73,7 @@ fn excepting(exceptions: &Exceptions, watched: &[Vec<u32>; 2]) -> Exceptions {
 /// `intervals` and `points`, merged.
 fn with(intervals: &[Interval], points: &[u32]) -> Vec<Interval> {
     let points = points.iter().map(|&point| (point, point));
-    let mut all: Vec<Interval> = intervals.iter().copied().chain(points).collect();
-    all.sort_unstable();
-    let mut merged: Vec<Interval> = Vec::with_capacity(all.len());
-    for (first, last) in all {
-        match merged.last_mut() {
-            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-            _ => merged.push((first, last)),
-        }
-    }
-    merged
+    union(intervals.iter().copied().chain(points))
 }
 
 /// `intervals` but for `points`.
