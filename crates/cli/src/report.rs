@@ -142,7 +142,9 @@ impl Row {
             },
             style: match key.outcome {
                 Outcome::Fault => AnsiColor::Red.on_default(),
-                Outcome::Forwarded | Outcome::Native => AnsiColor::Green.on_default(),
+                Outcome::Forwarded | Outcome::Native | Outcome::Vmm => {
+                    AnsiColor::Green.on_default()
+                }
                 _ => AnsiColor::Yellow.on_default(),
             },
         }

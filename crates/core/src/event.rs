@@ -153,11 +153,13 @@ pub enum Outcome {
     Ignored = 6,
     /// The guest got #GP(0).
     Fault = 7,
+    /// The VMM that the policy was put around answered it, as it would have without the policy.
+    Vmm = 8,
 }
 
 impl Outcome {
     /// All of them, by [`Outcome::code`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Value,
         Self::Forwarded,
         Self::Masked,
@@ -166,6 +168,7 @@ impl Outcome {
         Self::Native,
         Self::Ignored,
         Self::Fault,
+        Self::Vmm,
     ];
 
     /// The number that stands for it in files: it never changes.
@@ -192,6 +195,7 @@ impl Outcome {
             Self::Shadow => "shadow",
             Self::Handled => "handled",
             Self::Native => "native",
+            Self::Vmm => "vmm",
         }
     }
 }
@@ -241,7 +245,7 @@ mod tests {
             assert_eq!(outcome.code(), code);
             assert_eq!(Outcome::from_code(code), Some(outcome));
         }
-        assert_eq!(Outcome::from_code(8), None);
+        assert_eq!(Outcome::from_code(9), None);
     }
 
     #[test]
@@ -254,7 +258,7 @@ mod tests {
             "RIP without its flag"
         );
         assert_eq!(
-            Event::from_words([0, 8 << 32, 0, 0]),
+            Event::from_words([0, 9 << 32, 0, 0]),
             None,
             "no such outcome"
         );

@@ -202,7 +202,7 @@ fn kept(event: &Event, policies: &[Compiled]) -> Option<Action> {
         )
     });
     match event.outcome {
-        Outcome::Native | Outcome::Forwarded => Some(Action::Allow),
+        Outcome::Native | Outcome::Forwarded | Outcome::Vmm => Some(Action::Allow),
         Outcome::Ignored => Some(Action::Ignore),
         Outcome::Value => Some(Action::Value(event.value)),
         Outcome::Fault if event.reason == ExitReason::NONE => Some(Action::Fault),

@@ -86,7 +86,7 @@ impl Observations {
 impl Answered {
     fn of(seen: Seen) -> Self {
         match (seen.outcome, seen.action) {
-            (Outcome::Native | Outcome::Forwarded, _) => Self::Allowed,
+            (Outcome::Native | Outcome::Forwarded | Outcome::Vmm, _) => Self::Allowed,
             (Outcome::Value, Some(Action::Value(value))) => Self::Value(value),
             (outcome, _) => Self::Other(outcome),
         }
