@@ -9,7 +9,8 @@ use kvm_bindings::{
     KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR,
     KVM_MSR_EXIT_REASON_VALID_MASK, KVM_MSR_FILTER_MAX_BITMAP_SIZE, KVM_MSR_FILTER_MAX_RANGES,
     KVM_MSR_FILTER_RANGE_VALID_MASK, KVM_MSR_FILTER_VALID_MASK, kvm_enable_cap, kvm_msr_filter,
-    kvm_msr_filter_range, kvm_msrs, kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_23 as kvm_run_msr,
+    kvm_msr_filter_range, kvm_msrs, kvm_regs, kvm_run,
+    kvm_run__bindgen_ty_1__bindgen_ty_23 as kvm_run_msr, kvm_signal_mask,
 };
 use msrgate_core::{ExitReasons, MAX_BITMAP_BYTES, MAX_RANGES};
 
@@ -23,6 +24,7 @@ const COMPAT_FILTER_BYTES: usize = 260;
 enum Direction {
     None = 0,
     Write = 1,
+    Read = 2,
     ReadWrite = 3,
 }
 
@@ -41,12 +43,18 @@ pub const KVM_CHECK_EXTENSION: u32 = request(Direction::None, 0x03, 0);
 pub const KVM_CREATE_VM: u32 = request(Direction::None, 0x01, 0);
 /// `KVM_CREATE_VCPU`.
 pub const KVM_CREATE_VCPU: u32 = request(Direction::None, 0x41, 0);
+/// `KVM_GET_VCPU_MMAP_SIZE`.
+pub const KVM_GET_VCPU_MMAP_SIZE: u32 = request(Direction::None, 0x04, 0);
 /// `KVM_RUN`.
 pub const KVM_RUN: u32 = request(Direction::None, 0x80, 0);
+/// `KVM_GET_REGS`.
+pub const KVM_GET_REGS: u32 = request(Direction::Read, 0x81, size_of::<kvm_regs>());
 /// `KVM_GET_MSRS`.
 pub const KVM_GET_MSRS: u32 = request(Direction::ReadWrite, 0x88, size_of::<kvm_msrs>());
 /// `KVM_SET_MSRS`.
 pub const KVM_SET_MSRS: u32 = request(Direction::Write, 0x89, size_of::<kvm_msrs>());
+/// `KVM_SET_SIGNAL_MASK`.
+pub const KVM_SET_SIGNAL_MASK: u32 = request(Direction::Write, 0x8b, size_of::<kvm_signal_mask>());
 /// `KVM_ENABLE_CAP`.
 pub const KVM_ENABLE_CAP: u32 = request(Direction::Write, 0xa3, size_of::<kvm_enable_cap>());
 /// `KVM_X86_SET_MSR_FILTER`.
@@ -59,7 +67,10 @@ const _: () = {
     assert!(KVM_CHECK_EXTENSION == 0xae03);
     assert!(KVM_CREATE_VM == 0xae01);
     assert!(KVM_CREATE_VCPU == 0xae41);
+    assert!(KVM_GET_VCPU_MMAP_SIZE == 0xae04);
     assert!(KVM_RUN == 0xae80);
+    assert!(KVM_GET_REGS == 0x8090_ae81);
+    assert!(KVM_SET_SIGNAL_MASK == 0x4004_ae8b);
     assert!(KVM_GET_MSRS == 0xc008_ae88);
     assert!(KVM_SET_MSRS == 0x4008_ae89);
     assert!(KVM_ENABLE_CAP == 0x4068_aea3);

@@ -10,6 +10,16 @@ use crate::vm::refused;
 
 /// Replaces the VM's filter.
 pub(crate) fn set_msr_filter(vm: &VmFd, filter: &MsrFilter) -> Result<(), VmError> {
+    let raw = raw_filter(filter);
+    // SAFETY: `kvm_vm_ioctl_set_msr_filter` copies the structure, and `kvm_add_msr_filter` reads
+    // `BITS_TO_LONGS(nmsrs) * sizeof(long)` bytes from each bitmap: whole 64-bit words, as many as
+    // `bitmap_words` counts. It writes nothing, and keeps its own copy; `filter` outlives the call.
+    unsafe { vm.set_msr_filter_unchecked(&raw) }.map_err(refused("KVM_X86_SET_MSR_FILTER"))
+}
+
+/// The filter as the ioctl takes it. Its pointers lead into `filter`, which must outlive the call.
+#[must_use]
+pub fn raw_filter(filter: &MsrFilter) -> kvm_msr_filter {
     let mut raw = kvm_msr_filter {
         flags: match filter.default_action() {
             DefaultAction::Allow => KVM_MSR_FILTER_DEFAULT_ALLOW,
@@ -28,8 +38,5 @@ pub(crate) fn set_msr_filter(vm: &VmFd, filter: &MsrFilter) -> Result<(), VmErro
         slot.base = range.base.0;
         slot.bitmap = range.bitmap.as_ptr().cast_mut().cast();
     }
-    // SAFETY: `kvm_vm_ioctl_set_msr_filter` copies the structure, and `kvm_add_msr_filter` reads
-    // `BITS_TO_LONGS(nmsrs) * sizeof(long)` bytes from each bitmap: whole 64-bit words, as many as
-    // `bitmap_words` counts. It writes nothing, and keeps its own copy; `filter` outlives the call.
-    unsafe { vm.set_msr_filter_unchecked(&raw) }.map_err(refused("KVM_X86_SET_MSR_FILTER"))
+    raw
 }

@@ -5,6 +5,7 @@
 //! * [`KvmKicker`]: makes a running vCPU come back.
 //! * [`install`], [`service`]: the same policy for a VMM that runs its vCPUs itself, with `kvm-ioctls`;
 //!   `examples/minimal_vmm.rs` is one.
+//! * [`RunPage`], [`raw_filter`]: the same for who speaks raw ioctls.
 //! * [`ignore_msrs`]: whether the host hides unknown MSRs from everybody.
 //! * [`abi`]: the numbers and layouts that this crate, and who speaks raw ioctls, rely on.
 //!
@@ -25,8 +26,10 @@ mod vcpu;
 mod vm;
 
 pub use fd::{install, service};
+pub use filter::raw_filter;
 pub use kick::KvmKicker;
 pub use open::{Kvm, OpenError};
 pub use parameter::ignore_msrs;
+pub use run_page::{ExitRecord, RunPage};
 pub use vcpu::KvmVcpu;
 pub use vm::{Irqchip, KvmVm, LineLevel};

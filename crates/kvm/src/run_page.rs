@@ -12,11 +12,14 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::{
-    kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_2, kvm_run__bindgen_ty_1__bindgen_ty_4,
-    kvm_run__bindgen_ty_1__bindgen_ty_5, kvm_run__bindgen_ty_1__bindgen_ty_6,
-    kvm_run__bindgen_ty_1__bindgen_ty_13, kvm_run__bindgen_ty_1__bindgen_ty_23,
+    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_2,
+    kvm_run__bindgen_ty_1__bindgen_ty_4, kvm_run__bindgen_ty_1__bindgen_ty_5,
+    kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_run__bindgen_ty_1__bindgen_ty_13,
+    kvm_run__bindgen_ty_1__bindgen_ty_23,
 };
-use msrgate_core::Errno;
+use msrgate_core::{Errno, Gp, VmEntry, VmExit};
+
+use crate::fd;
 
 /// `kvm_run.fail_entry`.
 pub(crate) type FailEntry = kvm_run__bindgen_ty_1__bindgen_ty_2;
@@ -57,8 +60,9 @@ pub(crate) fn msr_of(run: &kvm_run) -> Msr {
 /// Where the union begins.
 const UNION: usize = offset_of!(kvm_run, __bindgen_anon_1);
 
-/// One vCPU's page (three pages, in fact), mapped for as long as this value lives.
-pub(crate) struct RunPage {
+/// One vCPU's page (three pages, in fact), mapped for as long as this value lives: a mapping beside whatever others
+/// there are.
+pub struct RunPage {
     start: NonNull<u8>,
     len_bytes: usize,
 }
@@ -66,12 +70,15 @@ pub(crate) struct RunPage {
 // SAFETY: the mapping belongs to the process, not to a thread.
 unsafe impl Send for RunPage {}
 // SAFETY: threads other than the vCPU's touch `immediate_exit` alone (through `KvmKicker`), which is only
-// accessed as an atomic; the crate keeps the rest to `KvmVcpu`, which runs under `&mut self`.
+// accessed as an atomic; the rest is volatile copies of integers, which mean something only to whoever runs the vCPU.
 unsafe impl Sync for RunPage {}
 
 impl RunPage {
-    /// Maps the page of a vCPU.
-    pub(crate) fn map(vcpu: &impl AsRawFd, len_bytes: usize) -> Result<Self, Errno> {
+    /// Maps the page of a vCPU, which is `KVM_GET_VCPU_MMAP_SIZE` bytes long.
+    ///
+    /// # Errors
+    /// The kernel refuses, or it is too short to be one.
+    pub fn map(vcpu: &impl AsRawFd, len_bytes: usize) -> Result<Self, Errno> {
         if len_bytes < size_of::<kvm_run>() {
             return Err(Errno::EINVAL);
         }
@@ -91,6 +98,54 @@ impl RunPage {
         }
         let start = NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?;
         Ok(Self { start, len_bytes })
+    }
+
+    /// The MSR access for which the vCPU has stopped; `None` where it stopped for something else. It is stale where
+    /// `KVM_RUN` failed.
+    #[must_use]
+    pub fn msr_exit(&self) -> Option<VmExit> {
+        match self.exit_reason() {
+            KVM_EXIT_X86_RDMSR => Some(fd::rdmsr(&self.member())),
+            KVM_EXIT_X86_WRMSR => Some(fd::wrmsr(&self.member())),
+            _ => None,
+        }
+    }
+
+    /// Answers that access; the kernel completes it when the vCPU runs next.
+    pub fn complete_msr(&self, entry: VmEntry) {
+        let mut msr: Msr = self.member();
+        fd::complete(&mut msr, entry);
+        self.set_member(msr);
+    }
+
+    /// What that access is answered with, if the vCPU runs now: the value that a read reads, or #GP.
+    ///
+    /// # Errors
+    /// #GP.
+    pub fn msr_answer(&self) -> Result<u64, Gp> {
+        let msr: Msr = self.member();
+        if msr.error == 0 {
+            Ok(msr.data)
+        } else {
+            Err(Gp)
+        }
+    }
+
+    /// What an MSR exit replaces in the page.
+    #[must_use]
+    pub fn exit_record(&self) -> ExitRecord {
+        ExitRecord {
+            exit_reason: self.exit_reason(),
+            msr: self.member(),
+        }
+    }
+
+    /// Puts back what MSR exits have replaced, as if none had been.
+    pub fn restore(&self, record: ExitRecord) {
+        let reason = self.at(offset_of!(kvm_run, exit_reason)).cast();
+        // SAFETY: an aligned u32 inside the mapping.
+        unsafe { ptr::write_volatile(reason, record.exit_reason) };
+        self.set_member(record.msr);
     }
 
     /// `KVM_RUN`: completes what is pending, and runs the guest.
@@ -170,6 +225,13 @@ impl RunPage {
         debug_assert!(offset < self.len_bytes, "callers stay inside the mapping");
         self.start.as_ptr().wrapping_add(offset)
     }
+}
+
+/// What the page said before an MSR exit; see [`RunPage::restore`].
+#[derive(Clone, Copy, Debug)]
+pub struct ExitRecord {
+    exit_reason: u32,
+    msr: Msr,
 }
 
 impl Drop for RunPage {

@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
-    KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, Msrs,
-    kvm_msr_entry,
+    KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, Msrs, kvm_msr_entry,
 };
 use kvm_ioctls::VcpuFd;
 use msrgate_core::{
@@ -15,10 +14,9 @@ use msrgate_core::{
     VmError, VmExit,
 };
 
-use crate::fd;
 use crate::kick::{Doorbell, KvmKicker};
 use crate::register;
-use crate::run_page::{Debug, FailEntry, Internal, Mmio, Msr, RunPage};
+use crate::run_page::{Debug, FailEntry, Internal, Mmio, RunPage};
 use crate::string_io::StringIo;
 use crate::vm::{Shared, refused};
 
@@ -62,11 +60,7 @@ impl KvmVcpu {
         let page = &self.doorbell.page;
         match entry {
             VmEntry::Run => {}
-            VmEntry::CompleteRdmsr(_) | VmEntry::CompleteWrmsr(_) => {
-                let mut msr: Msr = page.member();
-                fd::complete(&mut msr, entry);
-                page.set_member(msr);
-            }
+            VmEntry::CompleteRdmsr(_) | VmEntry::CompleteWrmsr(_) => page.complete_msr(entry),
             VmEntry::CompleteIoIn(value) => {
                 if let Some(string) = &self.string {
                     string.answer(page, value);
@@ -95,9 +89,10 @@ impl KvmVcpu {
     /// The exit in the page as an owned value.
     fn decode(&mut self) -> VmExit {
         let page = &self.doorbell.page;
+        if let Some(access) = page.msr_exit() {
+            return access;
+        }
         match page.exit_reason() {
-            KVM_EXIT_X86_RDMSR => fd::rdmsr(&page.member()),
-            KVM_EXIT_X86_WRMSR => fd::wrmsr(&page.member()),
             KVM_EXIT_IO => {
                 let mut string = StringIo::new(page);
                 let first = string.next(page);

@@ -35,7 +35,7 @@ pub(crate) fn store<T: Plain>(address: u64, value: &T) -> Result<(), Errno> {
 ///
 /// # Errors
 /// EFAULT if any byte cannot be read.
-pub(crate) fn read(address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+pub fn read(address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
     let local = io_vector(bytes.as_mut_ptr(), bytes.len());
     let remote = io_vector(client_pointer(address)?, bytes.len());
     // SAFETY: `local` covers exactly `bytes`, which is ours to write; what `remote` names is checked by the
@@ -63,7 +63,7 @@ pub(crate) fn write(address: u64, bytes: &[u8]) -> Result<(), Errno> {
 /// the thread's own instructions do not cause. What was blocked before is blocked again after, and a handler
 /// runs then.
 #[derive(Debug)]
-pub(crate) struct SignalGuard {
+pub struct SignalGuard {
     /// The thread's mask, to be restored.
     before: u64,
     /// The mask that decides which signals end the run.
@@ -96,7 +96,8 @@ const NEVER_BLOCKED: u64 = set_of(&[
 
 impl SignalGuard {
     /// Holds signals back.
-    pub(crate) fn new() -> Self {
+    #[must_use]
+    pub fn hold() -> Self {
         let before = set_signal_mask(libc::SIG_BLOCK, !NEVER_BLOCKED);
         Self {
             before,
@@ -104,13 +105,20 @@ impl SignalGuard {
         }
     }
 
+    /// The signals that the thread itself had blocked: bit `n - 1` is signal `n`.
+    #[must_use]
+    pub const fn blocked_before(&self) -> u64 {
+        self.before
+    }
+
     /// Goes by the mask of `KVM_SET_SIGNAL_MASK` from here on, if there is one.
-    pub(crate) fn use_mask(&mut self, mask: Option<u64>) {
+    pub fn use_mask(&mut self, mask: Option<u64>) {
         self.effective = mask.unwrap_or(self.before);
     }
 
     /// Whether a signal waits that is to end the run.
-    pub(crate) fn is_pending(&self) -> bool {
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
         let mut pending: u64 = 0;
         // SAFETY: the kernel writes at most the size it is given (`rt_sigpending`: sizeof(sigset_t) = 8).
         let result =
@@ -189,17 +197,17 @@ pub(crate) mod tests {
 
     #[test]
     fn signal_waits_for_the_guard_to_go() {
-        let signals = SignalGuard::new();
+        let signals = SignalGuard::hold();
         assert!(!signals.is_pending());
         signal(this_thread());
         assert!(signals.is_pending());
         drop(signals);
-        assert!(!SignalGuard::new().is_pending(), "delivered");
+        assert!(!SignalGuard::hold().is_pending(), "delivered");
     }
 
     #[test]
     fn signal_that_the_mask_blocks_does_not_end_the_run() {
-        let mut signals = SignalGuard::new();
+        let mut signals = SignalGuard::hold();
         signals.use_mask(Some(set_of(&[HARMLESS])));
         signal(this_thread());
         assert!(!signals.is_pending());

@@ -2,6 +2,7 @@
 //!
 //! * [`SoftVm`], [`SoftVcpu`]: the Rust API, core's `Vm` and `Vcpu`.
 //! * [`Handle`]: the ioctls, for a client that believes it has /dev/kvm.
+//! * [`client`]: that client's memory, and its signals.
 //! * [`SystemConfig`]: what is a module parameter or the host's nature elsewhere.
 //!
 //! MSR accesses go through the pipeline of Linux 6.12: privilege, filter, emulation, reason, exit or #GP. Two
@@ -36,7 +37,7 @@
 //! ```
 
 mod api;
-mod client;
+pub mod client;
 mod clock;
 mod cpuid;
 mod ioctl;

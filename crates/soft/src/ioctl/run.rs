@@ -53,7 +53,7 @@ pub(super) fn run(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno
         return Err(Errno::EINVAL);
     }
     // Handlers run when this goes, and the lock goes before.
-    let mut signals = SignalGuard::new();
+    let mut signals = SignalGuard::hold();
     let mut inner = vcpu.lock();
     signals.use_mask(inner.signal_mask);
     let page = &vcpu.page;
