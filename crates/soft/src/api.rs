@@ -9,6 +9,7 @@ use msrgate_core::{
 };
 use vm_memory::GuestMemoryMmap;
 
+use crate::cpuid;
 use crate::irq::Pit;
 use crate::memory::Memory;
 use crate::sregs;
@@ -94,7 +95,8 @@ impl Vm for SoftVm {
     fn create_vcpu(&self, id: u32) -> Result<SoftVcpu, VmError> {
         self.state.reserve(id).map_err(refused("KVM_CREATE_VCPU"))?;
         let mut engine = Engine::new(Arc::clone(&self.state), id);
-        engine.set_cpuid(self.state.config.supported_cpuid());
+        let table = self.state.config.supported_cpuid();
+        engine.set_cpuid(cpuid::of_vcpu(table, id, engine.has_irqchip()));
         Ok(SoftVcpu {
             engine,
             kicker: Kicker::default(),

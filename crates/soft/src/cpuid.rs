@@ -5,6 +5,8 @@ use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use msrgate_x86::{CpuidLeaf, CpuidRegister, fixed_cpuid, supported_mask};
 
+use crate::pv;
+
 /// Whose processor a guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -20,6 +22,8 @@ pub enum CpuidSource {
 /// makes in-kernel interrupt controllers.
 const HYPERVISOR: u32 = 1 << 31;
 const X2APIC: u32 = 1 << 21;
+/// Leaf 1 ECX: a timer mode of local APICs in the kernel (`KVM_CAP_TSC_DEADLINE_TIMER`).
+const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 EDX: a local APIC, in the kernel or the client's.
 const APIC: u32 = 1 << 9;
 /// Leaf 1 EDX: MCE and MCA, MTRR, which are MSRs here.
@@ -28,6 +32,12 @@ const MCE_MTRR_MCA: u32 = 1 << 7 | 1 << 12 | 1 << 14;
 const TSC_ADJUST: u32 = 1 << 1;
 /// Leaf 0x80000007 EDX: the TSC never changes its frequency.
 const INVARIANT_TSC: u32 = 1 << 8;
+
+/// Leaf 0x40000001 EAX: kvmclock by the old MSRs and the new ones, with pages that agree; ports need no delay.
+const PV_FEATURES: u32 = 1 << pv::CLOCKSOURCE
+    | 1 << pv::NOP_IO_DELAY
+    | 1 << pv::CLOCKSOURCE2
+    | 1 << pv::CLOCKSOURCE_STABLE;
 
 /// The leaves from which a guest learns the frequency of its TSC without measuring it.
 const TSC_CRYSTAL: u32 = 0x15;
@@ -52,7 +62,7 @@ pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
     }
     let [b, c, d] = [b"KVMK", b"VMKV", b"M\0\0\0"].map(|part| u32::from_le_bytes(*part));
     leaves.push(leaf(0x4000_0000, [0x4000_0001, b, c, d]));
-    leaves.push(leaf(0x4000_0001, [0; 4]));
+    leaves.push(leaf(0x4000_0001, [PV_FEATURES, 0, 0, 0]));
     // The TSC counts a crystal's cycles; the processor and its bus run at the same frequency.
     let (hz, mhz) = (tsc_khz.saturating_mul(1000), tsc_khz / 1000);
     leaves.push(leaf(TSC_CRYSTAL, [1, 1, hz, 0]));
@@ -60,6 +70,18 @@ pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
     leaves.push(leaf(0x8000_0007, [0, 0, 0, INVARIANT_TSC]));
     leaves.sort_by_key(|leaf| (leaf.function, leaf.index));
     leaves
+}
+
+/// What vCPU `id` is told of itself, by who sets a VM's tables: its APIC ID, and with controllers in the kernel the timer
+/// mode that only they have.
+pub(crate) fn of_vcpu(mut table: Vec<CpuidLeaf>, id: u32, has_irqchip: bool) -> Vec<CpuidLeaf> {
+    for leaf in table.iter_mut().filter(|leaf| leaf.function == 1) {
+        leaf.ebx = leaf.ebx & 0x00ff_ffff | id << 24;
+        if has_irqchip {
+            leaf.ecx |= TSC_DEADLINE;
+        }
+    }
+    table
 }
 
 /// The host's identity, with the processor's features.

@@ -108,6 +108,38 @@ impl Slots {
         }
     }
 
+    /// Bytes of guest memory, as KVM itself reads them; `None` where there is none.
+    pub(crate) fn read_guest<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        let mut rest = &mut bytes[..];
+        let mut at = address;
+        while !rest.is_empty() {
+            let (page, offset, len) = self.piece(at, rest.len(), false)?;
+            let (piece, behind) = rest.split_at_mut(len);
+            self.load_bytes(page, offset, piece);
+            (rest, at) = (behind, at.wrapping_add(len as u64));
+        }
+        Some(bytes)
+    }
+
+    /// Writes guest memory, up to where there is none.
+    pub(crate) fn write_guest(&self, address: u64, bytes: &[u8]) {
+        let (mut rest, mut at) = (bytes, address);
+        while let Some((page, offset, len)) = self.piece(at, rest.len(), true) {
+            let (piece, behind) = rest.split_at(len);
+            self.store_bytes(page, offset, piece);
+            (rest, at) = (behind, at.wrapping_add(len as u64));
+        }
+    }
+
+    /// The page of `address`, the offset in it, and how many of `len` bytes it holds; `None` if that is none.
+    fn piece(&self, address: u64, len: usize, write: bool) -> Option<(RamPage, usize, usize)> {
+        let offset = usize::try_from(address & PAGE_MASK).ok()?;
+        let len = len.min(PAGE_BYTES - offset);
+        let page = self.page(address >> PAGE_SHIFT, write).ok()??;
+        (len > 0).then_some((page, offset, len))
+    }
+
     /// The bytes of the page's slot, and where in them `offset` is.
     #[inline]
     fn resolve(&self, page: RamPage, offset: usize) -> Option<(&SharedBytes, usize)> {

@@ -16,6 +16,7 @@ pub(crate) use guest_cpuid::GuestCpuid;
 pub(crate) use rule::{Feature, Initiator, Refusal};
 
 use crate::clock::Tsc;
+use crate::kvmclock::KvmClock;
 use rule::{Home, Needs, Read, Reader, Write, Writer};
 use table::{FEATURE_MSRS, ROWS, Row};
 
@@ -30,6 +31,7 @@ pub(crate) struct MsrFile {
     lasts: Box<[u32]>,
     pub(crate) cpuid: GuestCpuid,
     pub(crate) tsc: Tsc,
+    pub(crate) clock: KvmClock,
     /// PV MSRs need their CPUID bit (`KVM_CAP_ENFORCE_PV_FEATURE_CPUID`).
     pub(crate) pv_enforced: bool,
     /// The guest may not read PLATFORM_INFO (`KVM_CAP_MSR_PLATFORM_INFO` with 0).
@@ -38,7 +40,7 @@ pub(crate) struct MsrFile {
 
 impl MsrFile {
     /// All MSRs as after reset.
-    pub(crate) fn new(cpuid: GuestCpuid, tsc: Tsc) -> Self {
+    pub(crate) fn new(cpuid: GuestCpuid, tsc: Tsc, clock: KvmClock) -> Self {
         let mut values = Vec::new();
         let mut starts = Vec::with_capacity(ROWS.len());
         for row in ROWS {
@@ -53,6 +55,7 @@ impl MsrFile {
             lasts: ROWS.iter().map(|row| row.first + (row.count - 1)).collect(),
             cpuid,
             tsc,
+            clock,
             pv_enforced: false,
             platform_info_hidden: false,
         }

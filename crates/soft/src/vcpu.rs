@@ -18,6 +18,7 @@ use msrgate_x86::{Config, Cpu, CpuidLeaf, Stop};
 
 use crate::clock::Tsc;
 use crate::irq::{IrqChip, Lapic};
+use crate::kvmclock::KvmClock;
 use crate::msr::{Feature, GuestCpuid, Initiator, MsrFile, Refusal};
 use crate::processor::GuestBus;
 use crate::vm::VmState;
@@ -25,6 +26,9 @@ pub(crate) use interrupt::MpState;
 
 /// Instructions between two looks at who wants to interrupt: some hundred microseconds.
 pub(crate) const SLICE: u64 = 50_000;
+
+/// IA32_TIME_STAMP_COUNTER.
+const TSC: MsrIndex = MsrIndex(0x10);
 
 /// DR6.BS: a single step.
 pub(crate) const DR6_SINGLE_STEP: u64 = 1 << 14;
@@ -64,7 +68,8 @@ pub(crate) struct Engine {
 impl Engine {
     /// The vCPU `id`, whose number is reserved, as after reset.
     pub(crate) fn new(vm: Arc<VmState>, id: u32) -> Self {
-        let tsc = Tsc::new(vm.epoch, vm.tsc_khz());
+        let mut tsc = Tsc::new(vm.epoch, vm.tsc_khz());
+        vm.tsc_sync.join(&mut tsc);
         let mut cpu = Box::new(Cpu::new(Config {
             forced_emulation_prefix: vm.config.forced_emulation_prefix,
             ..Config::default()
@@ -73,7 +78,11 @@ impl Engine {
             const BOOTSTRAP: u64 = 1 << 8;
             cpu.msrs.apic_base &= !BOOTSTRAP;
         }
-        let msrs = MsrFile::new(GuestCpuid::new(&[]), tsc);
+        let msrs = MsrFile::new(
+            GuestCpuid::new(&[]),
+            tsc,
+            KvmClock::new(Arc::clone(&vm.clock)),
+        );
         let irqchip = vm.irqchip();
         let mut mp_state = MpState::Runnable;
         if let Some(irqchip) = &irqchip {
@@ -210,6 +219,10 @@ impl Engine {
         if self.has_run && MsrFile::is_fixed(index) && self.get_msr(index) != Some(value) {
             return false;
         }
+        if index == TSC {
+            self.vm.tsc_sync.set(&mut self.msrs.tsc, value);
+            return true;
+        }
         self.wrmsr_as(index, value, Initiator::Host).is_ok()
     }
 
@@ -226,6 +239,10 @@ impl Engine {
         let runner = self.id + 1;
         if self.vm.last_runner.load(Ordering::Relaxed) != runner {
             self.vm.last_runner.store(runner, Ordering::Relaxed);
+            self.foreign_writes = true;
+        }
+        if self.msrs.clock.is_due(&self.msrs.tsc) {
+            self.msrs.clock.tell(&self.bus.slots, &self.msrs.tsc);
             self.foreign_writes = true;
         }
         if self.foreign_writes {

@@ -1,16 +1,17 @@
 //! [`VmState`]: what the vCPUs of a VM share. Both doors, the Rust API and the ioctls, are made on top of it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use msrgate_core::{Errno, ExitReasons, FilterCell, MsrFilter, UnknownMsrs};
 use msrgate_x86::CpuidLeaf;
 
-use crate::clock;
+use crate::clock::{self, TscSync};
 use crate::cpuid::{self, CpuidSource};
 use crate::irq::IrqChip;
+use crate::kvmclock::VmClock;
 use crate::memory::Memory;
 use crate::turn::Turn;
 
@@ -61,8 +62,8 @@ pub(crate) struct VmState {
     reasons: AtomicU32,
     /// When the VM was made: TSCs and the clock count from here.
     pub(crate) epoch: Instant,
-    /// Nanoseconds by which the VM's clock is ahead of the time since `epoch`.
-    clock_offset: AtomicI64,
+    pub(crate) clock: Arc<VmClock>,
+    pub(crate) tsc_sync: TscSync,
     /// TSC frequency of vCPUs to be.
     tsc_khz: AtomicU32,
     ids: Mutex<BTreeSet<u32>>,
@@ -79,6 +80,7 @@ pub(crate) struct VmState {
 
 impl VmState {
     pub(crate) fn new(config: SystemConfig, memory: Memory) -> Self {
+        let epoch = Instant::now();
         Self {
             config,
             memory,
@@ -86,8 +88,9 @@ impl VmState {
             last_runner: AtomicU32::new(0),
             filter: FilterCell::new(),
             reasons: AtomicU32::new(0),
-            epoch: Instant::now(),
-            clock_offset: AtomicI64::new(0),
+            epoch,
+            clock: Arc::new(VmClock::new(epoch)),
+            tsc_sync: TscSync::default(),
             tsc_khz: AtomicU32::new(config.tsc_khz),
             ids: Mutex::default(),
             bootstrap_id: AtomicU32::new(0),
@@ -203,19 +206,6 @@ impl VmState {
         self.irqchip.set(irqchip).map_err(|_| Errno::EEXIST)
     }
 
-    /// Nanoseconds of the VM's clock (`KVM_GET_CLOCK`).
-    pub(crate) fn clock(&self) -> u64 {
-        self.since_epoch()
-            .wrapping_add_signed(self.clock_offset.load(Ordering::Relaxed))
-    }
-
-    /// Sets it (`KVM_SET_CLOCK`).
-    pub(crate) fn set_clock(&self, nanoseconds: u64) {
-        let offset = nanoseconds.wrapping_sub(self.since_epoch());
-        self.clock_offset
-            .store(offset.cast_signed(), Ordering::Relaxed);
-    }
-
     /// The TSC frequency of vCPUs to be.
     pub(crate) fn tsc_khz(&self) -> u32 {
         self.tsc_khz.load(Ordering::Relaxed)
@@ -225,9 +215,5 @@ impl VmState {
     pub(crate) fn set_tsc_khz(&self, khz: u32) {
         let khz = if khz == 0 { self.config.tsc_khz } else { khz };
         self.tsc_khz.store(khz, Ordering::Relaxed);
-    }
-
-    fn since_epoch(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }

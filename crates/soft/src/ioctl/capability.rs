@@ -18,6 +18,7 @@ use kvm_bindings::{
 };
 
 use super::run::SYNC_FIELDS;
+use super::vm::CLOCK_FLAGS;
 use crate::irq::MAX_ROUTES;
 use crate::memory::MAX_SLOTS;
 use crate::vm::MAX_VCPUS;
@@ -52,7 +53,7 @@ const CAPABILITIES: &[(u32, u32)] = &[
     (KVM_CAP_MCE, MCE_BANKS),
     (KVM_CAP_SET_BOOT_CPU_ID, 1),
     (KVM_CAP_SET_IDENTITY_MAP_ADDR, 1),
-    (KVM_CAP_ADJUST_CLOCK, 1),
+    (KVM_CAP_ADJUST_CLOCK, CLOCK_FLAGS),
     (KVM_CAP_INTERNAL_ERROR_DATA, 1),
     (KVM_CAP_VCPU_EVENTS, 1),
     (KVM_CAP_DEBUGREGS, 1),

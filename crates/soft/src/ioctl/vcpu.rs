@@ -92,10 +92,10 @@ pub(super) const HANDLERS: &[(u32, Handler<VcpuDescriptor>)] = &[
     (request::X86_SETUP_MCE, setup_mce),
     (request::GET_LAPIC, irqchip::get_lapic),
     (request::SET_LAPIC, irqchip::set_lapic),
-    // Reports of TPR accesses, a page for them, and a kvmclock that pauses.
+    (request::KVMCLOCK_CTRL, kvmclock_ctrl),
+    // Reports of TPR accesses, and a page for them.
     (request::TPR_ACCESS_REPORTING, refuse),
     (request::SET_VAPIC_ADDR, refuse),
-    (request::KVMCLOCK_CTRL, refuse),
 ];
 
 fn refuse(_: &Arc<VcpuDescriptor>, _: u64) -> Result<Outcome, Errno> {
@@ -184,6 +184,15 @@ fn set_tsc_khz(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     };
     inner.engine.msrs.tsc.set_khz(khz);
     done()
+}
+
+/// Tells the guest that it was stopped, if it has a time page.
+fn kvmclock_ctrl(vcpu: &Arc<VcpuDescriptor>, _: u64) -> Result<Outcome, Errno> {
+    if vcpu.lock().engine.msrs.clock.note_stop() {
+        done()
+    } else {
+        Err(Errno::EINVAL)
+    }
 }
 
 fn setup_mce(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {

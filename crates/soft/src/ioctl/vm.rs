@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_X2APIC_API,
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data, kvm_dirty_log,
-    kvm_enable_cap, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data, kvm_dirty_log, kvm_enable_cap,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use msrgate_core::{Errno, ExitReasons, FILTER_BYTES_64, RawFilter};
 
@@ -14,6 +15,8 @@ use super::{
     Creator, Handle, Handler, Outcome, VcpuDescriptor, capability, done, int, irqchip, request,
 };
 use crate::client;
+use crate::clock::Tsc;
+use crate::kvmclock;
 use crate::memory::Memory;
 use crate::vm::{SystemConfig, VmState};
 
@@ -208,22 +211,35 @@ fn set_boot_cpu_id(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     done()
 }
 
+/// Flags of `kvm_clock_data`.
+pub(super) const CLOCK_FLAGS: u32 = KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
+
+/// The clock, the time of day and the host's TSC (which is the VM's, before any offset) at one moment.
 fn get_clock(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
+    let state = &vm.state;
     let clock = kvm_clock_data {
-        clock: vm.state.clock(),
+        clock: state.clock.now(),
+        flags: CLOCK_FLAGS,
+        realtime: kvmclock::realtime(),
+        host_tsc: Tsc::new(state.epoch, state.tsc_khz()).now(),
         ..kvm_clock_data::default()
     };
     client::store(arg, &clock)?;
     done()
 }
 
-/// Wall-clock adjustment (`KVM_CLOCK_REALTIME`) is not offered.
+/// With the time of day at which the clock read that, it goes on from there to now.
 fn set_clock(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     let clock: kvm_clock_data = client::load(arg)?;
-    if clock.flags != 0 {
+    if clock.flags & !CLOCK_FLAGS != 0 {
         return Err(Errno::EINVAL);
     }
-    vm.state.set_clock(clock.clock);
+    let passed = if clock.flags & KVM_CLOCK_REALTIME != 0 {
+        kvmclock::realtime().saturating_sub(clock.realtime)
+    } else {
+        0
+    };
+    vm.state.clock.set(clock.clock.wrapping_add(passed));
     done()
 }
 

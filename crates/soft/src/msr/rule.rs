@@ -260,6 +260,28 @@ pub(super) fn write_tsc_adjust(access: &mut Writer<'_>, value: u64) -> Result<()
     Ok(())
 }
 
+/// KVM_SYSTEM_TIME, the old register and the new one.
+pub(super) fn read_system_time(access: &Reader<'_>) -> Result<u64, Refusal> {
+    Ok(access.file.clock.system_time())
+}
+
+/// Any value is taken: where it leads to is seen when the page is written.
+pub(super) fn write_system_time(access: &mut Writer<'_>, value: u64) -> Result<(), Refusal> {
+    access.file.clock.set_system_time(value);
+    Ok(())
+}
+
+/// KVM_WALL_CLOCK, likewise.
+pub(super) fn read_wall_clock(access: &Reader<'_>) -> Result<u64, Refusal> {
+    Ok(access.file.clock.wall_clock())
+}
+
+/// Any value is taken.
+pub(super) fn write_wall_clock(access: &mut Writer<'_>, value: u64) -> Result<(), Refusal> {
+    access.file.clock.set_wall_clock(value);
+    Ok(())
+}
+
 /// TSC_RATIO: 8.32 fixed point, the rest reserved.
 pub(super) fn tsc_ratio(_: &Reader<'_>, value: u64) -> bool {
     value >> 40 == 0

@@ -17,6 +17,9 @@ use crate::processor::CpuMsr::{
     ApicBase, Cstar, Efer, Fmask, FsBase, GsBase, KernelGsBase, Lstar, Pat, Star, SysenterCs,
     SysenterEip, SysenterEsp, TscAux, Xss,
 };
+use crate::pv::{
+    ASYNC_PF, ASYNC_PF_INT, CLOCKSOURCE, CLOCKSOURCE2, POLL_CONTROL, PV_EOI, STEAL_TIME,
+};
 
 /// The rules of one MSR, or of `count` consecutive ones that share them.
 #[derive(Debug)]
@@ -36,22 +39,13 @@ pub(crate) struct Row {
 const LISTED: bool = true;
 const HIDDEN: bool = false;
 
-/// KVM_FEATURE_* bits of CPUID 0x40000001, that a PV MSR needs where they are enforced.
-const CLOCKSOURCE: u32 = 0;
-const CLOCKSOURCE2: u32 = 3;
-const ASYNC_PF: u32 = 4;
-const STEAL_TIME: u32 = 5;
-const PV_EOI: u32 = 6;
-const POLL_CONTROL: u32 = 12;
-const ASYNC_PF_INT: u32 = 14;
-
 #[rustfmt::skip]
 pub(crate) static ROWS: &[Row] = &[
     //  first        n     on     listed  home                needs                      read             write
     row(0x0000_0000, 2,    Both,  HIDDEN, Nowhere,            Nothing,                   Always(0),       Write::Unknown),               // IA32_P5_MC_ADDR, _TYPE
     row(0x0000_0010, 1,    Both,  LISTED, Nowhere,            Nothing,                   ReadBy(rule::read_tsc), By(rule::write_tsc)),   // IA32_TIME_STAMP_COUNTER
-    row(0x0000_0011, 1,    Both,  LISTED, Kept(0),            Pv(CLOCKSOURCE),           Value,           Any),                          // KVM_WALL_CLOCK
-    row(0x0000_0012, 1,    Both,  LISTED, Kept(0),            Pv(CLOCKSOURCE),           Value,           Any),                          // KVM_SYSTEM_TIME
+    row(0x0000_0011, 1,    Both,  LISTED, Nowhere,            Pv(CLOCKSOURCE),           ReadBy(rule::read_wall_clock), By(rule::write_wall_clock)), // KVM_WALL_CLOCK
+    row(0x0000_0012, 1,    Both,  LISTED, Nowhere,            Pv(CLOCKSOURCE),           ReadBy(rule::read_system_time), By(rule::write_system_time)), // KVM_SYSTEM_TIME
     row(0x0000_0017, 1,    Both,  HIDDEN, Nowhere,            Nothing,                   Always(0),       Write::Unknown),               // IA32_PLATFORM_ID
     row(0x0000_001b, 1,    Both,  HIDDEN, Cpu(ApicBase),      Nothing,                   Value,           If(rule::apic_base)),          // IA32_APIC_BASE
     row(0x0000_002a, 1,    Both,  HIDDEN, Nowhere,            Nothing,                   Always(0),       Write::Unknown),               // EBL_CR_POWERON
@@ -117,8 +111,8 @@ pub(crate) static ROWS: &[Row] = &[
     row(0x0000_0800, 0x100, Both, HIDDEN, Nowhere,            Nobody,                    Value,           Any),                          // x2APIC (no in-kernel APIC)
     row(0x0000_0d90, 1,    Intel, HIDDEN, Nowhere,            Nobody,                    Value,           Any),                          // IA32_BNDCFGS
     row(0x0000_0da0, 1,    Both,  HIDDEN, Cpu(Xss),           Feature(Xsaves),           Value,           Bits(0)),                      // IA32_XSS
-    row(0x4b56_4d00, 1,    Both,  LISTED, Kept(0),            Pv(CLOCKSOURCE2),          Value,           Any),                          // KVM_WALL_CLOCK_NEW
-    row(0x4b56_4d01, 1,    Both,  LISTED, Kept(0),            Pv(CLOCKSOURCE2),          Value,           Any),                          // KVM_SYSTEM_TIME_NEW
+    row(0x4b56_4d00, 1,    Both,  LISTED, Nowhere,            Pv(CLOCKSOURCE2),          ReadBy(rule::read_wall_clock), By(rule::write_wall_clock)), // KVM_WALL_CLOCK_NEW
+    row(0x4b56_4d01, 1,    Both,  LISTED, Nowhere,            Pv(CLOCKSOURCE2),          ReadBy(rule::read_system_time), By(rule::write_system_time)), // KVM_SYSTEM_TIME_NEW
     row(0x4b56_4d02, 1,    Both,  LISTED, Kept(0),            Pv(ASYNC_PF),              Value,           Bits(0)),                      // KVM_ASYNC_PF_EN (no in-kernel APIC)
     row(0x4b56_4d03, 1,    Both,  LISTED, Kept(0),            Pv(STEAL_TIME),            Value,           Bits(!0x3e)),                  // KVM_STEAL_TIME
     row(0x4b56_4d04, 1,    Both,  LISTED, Kept(0),            Pv(PV_EOI),                Value,           Bits(!0x2)),                   // KVM_PV_EOI_EN

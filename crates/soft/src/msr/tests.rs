@@ -1,5 +1,6 @@
 //! What yields which: the facts of Linux 6.12, access by access.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use msrgate_core::MsrIndex;
@@ -8,6 +9,7 @@ use msrgate_x86::{Cpu, CpuidLeaf, fixed_cpuid};
 use super::Refusal::{Invalid, Unknown};
 use super::{GuestCpuid, Initiator, MsrFile, Refusal, index_list};
 use crate::clock::{TSC_KHZ, Tsc};
+use crate::kvmclock::{KvmClock, VmClock};
 
 struct Msrs {
     file: MsrFile,
@@ -29,8 +31,10 @@ impl Msrs {
     }
 
     fn of(table: &[CpuidLeaf]) -> Self {
+        let epoch = Instant::now();
+        let clock = KvmClock::new(Arc::new(VmClock::new(epoch)));
         Self {
-            file: MsrFile::new(GuestCpuid::new(table), Tsc::new(Instant::now(), TSC_KHZ)),
+            file: MsrFile::new(GuestCpuid::new(table), Tsc::new(epoch, TSC_KHZ), clock),
             cpu: Cpu::default(),
         }
     }
