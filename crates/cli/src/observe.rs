@@ -3,11 +3,10 @@
 use std::io::Read;
 
 use anyhow::{Context, bail};
-use msrgate_policy::{Compiled, Observations, Options, Source, compile_with};
+use msrgate_kvm::HANDLERS;
+use msrgate_policy::{Compiled, Observations, Options, Source, compile_recorded};
 use msrgate_trace::{Facts, Observation, PolicySource, Reader, Summary};
 
-use crate::host::HANDLERS;
-use crate::policy::included;
 use crate::warn;
 
 /// No guest changes between more policies than these, which are all looked at for each access.
@@ -48,22 +47,14 @@ pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> 
 
 /// The policies that were in force.
 fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
-    let load = |from: &str, path: &str| {
-        let path = included(from, path).display().to_string();
-        let found = facts.includes.iter().find(|include| include.name == path);
-        let found = found.ok_or_else(|| "the trace does not have it".to_owned())?;
-        Ok(Source {
-            name: path,
-            text: found.text.clone(),
-        })
-    };
+    let includes: Vec<Source> = facts.includes.iter().map(source).collect();
     let options = Options {
         handlers: HANDLERS,
-        load: Some(&load),
         observe: facts.observation == Some(Observation::Filter),
+        ..Options::default()
     };
     let compiled = |policy: &PolicySource| {
-        let compiled = compile_with(&policy.name, &policy.text, &options).1;
+        let compiled = compile_recorded(&source(policy), &includes, &options).1;
         if let Err(diagnostics) = &compiled {
             let why = diagnostics.first().map_or("", |found| &found.message);
             let (policy, why) = (printable(&policy.name), printable(why));
@@ -72,6 +63,13 @@ fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
         compiled.ok()
     };
     facts.policies.iter().filter_map(compiled).collect()
+}
+
+fn source(kept: &PolicySource) -> Source {
+    Source {
+        name: kept.name.clone(),
+        text: kept.text.clone(),
+    }
 }
 
 /// What a file says of itself, as what may be shown: its beginning, without what would control a terminal.

@@ -3,15 +3,15 @@
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use miette::{LabeledSpan, MietteHandlerOpts, NamedSource, Report, SourceCode};
+use msrgate_kvm::HANDLERS;
 use msrgate_policy::{
     Compiled, Diagnostic, HostFacts, Label, Options, Severity, Source, Sources, compile_with,
+    included,
 };
-
-use crate::host::HANDLERS;
 
 /// What a policy file may not exceed.
 const MAX_BYTES: u64 = 16 << 20;
@@ -87,35 +87,11 @@ fn compile_text(name: &str, text: &str, options: &Options<'_>) -> anyhow::Result
 
 /// Reads a file that another one, `from`, includes as `path`.
 fn load(from: &str, path: &str) -> Result<Source, String> {
-    let path = included(from, path);
-    let text = File::open(&path)
+    let name = included(from, path);
+    let text = File::open(&name)
         .and_then(read)
         .map_err(|error| error.to_string())?;
-    Ok(Source {
-        name: path.display().to_string(),
-        text,
-    })
-}
-
-/// What a file is known by that another one, `from`, includes as `path`.
-pub(crate) fn included(from: &str, path: &str) -> PathBuf {
-    short(&Path::new(from).parent().unwrap_or(Path::new("")).join(path))
-}
-
-/// Without `folder/..`: what a file is known by must not depend on the way to it.
-fn short(path: &Path) -> PathBuf {
-    let mut short = PathBuf::new();
-    for component in path.components() {
-        let last = short.components().next_back();
-        match (component, last) {
-            (Component::CurDir, _) => {}
-            (Component::ParentDir, Some(Component::Normal(_))) => {
-                short.pop();
-            }
-            _ => short.push(component),
-        }
-    }
-    short
+    Ok(Source { name, text })
 }
 
 /// A text that is not too long for us.

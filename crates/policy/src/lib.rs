@@ -2,6 +2,7 @@
 //!
 //! * [`compile`]: text in, [`Compiled`] out: the filter, the exit reasons, the image of the answers.
 //! * [`compile_with`]: the same for a policy that includes others, or names a program's handlers.
+//! * [`compile_recorded`]: the same for one that was kept with what it includes, as traces do.
 //! * [`Compiled::deciders`], [`Compiled::segments`]: which rule decides an access, and what is written about all of them.
 //! * [`Compiled::explain`]: what a guest sees of one access, and every decision on the way.
 //! * [`Diagnostic`]: what is wrong with the text, where, and what to write instead. Many per run.
@@ -43,6 +44,7 @@ mod observe;
 mod parse;
 mod plan;
 mod reader;
+mod recorded;
 mod refuse;
 mod resolve;
 mod select;
@@ -64,6 +66,7 @@ pub use include::Load;
 pub use learn::{Answered, LearnError, Learned, Observations, TraceDifference};
 pub use merge::{MergeError, merge};
 pub use observe::Unobserved;
+pub use recorded::{compile_recorded, included};
 pub use resolve::Segment;
 pub use source::{Place, Source, SourceId, Sources, Span};
 pub use surface::{
