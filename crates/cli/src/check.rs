@@ -9,11 +9,11 @@ use anstyle::Style;
 use msrgate_core::{
     Access, DefaultAction, ExitReason, FilterRange, MsrFilter, MsrIndex, RangeFlags, Verdict,
 };
+use msrgate_kvm::HANDLERS;
 use msrgate_policy::{Compiled, Diagnostic, Msrs, Sources, compile};
 use serde::Serialize;
 
 use crate::Status;
-use crate::host::HANDLERS;
 use crate::output;
 use crate::policy::{compile_file_to_check, folded};
 

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msrgate_core::Access;
+use msrgate_kvm::HANDLERS;
 use msrgate_policy::{
     Compiled, Difference, Msrs, Observations, Options, PolicyDifference, Surface, TraceDifference,
 };
 use msrgate_trace::Observation;
 
-use crate::host::HANDLERS;
 use crate::observe::{Trace, printable, read_trace};
 use crate::policy::compile_from;
 use crate::{Status, warn};

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use msrgate_core::{ExitReason, MsrIndex, Vcpu, Vm};
+use msrgate_kvm::HANDLERS;
 use msrgate_machine::{Probe, ProbeError, Seen, guest_memory};
 use msrgate_policy::{
     Compiled, Explanation, Instruction, KvmAnswer, KvmAnswers, Options, Sees, Sources, Stage,
@@ -17,7 +18,6 @@ use serde::Serialize;
 
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
-use crate::host::HANDLERS;
 use crate::output;
 use crate::policy::compile_from;
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msrgate_core::{Access, MsrIndex};
+use msrgate_kvm::HANDLERS;
 use msrgate_policy::{LearnError, Learned, Observations};
 
-use crate::host::HANDLERS;
 use crate::observe::read_trace;
 use crate::output::write_file;
 use crate::policy::draw;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use msrgate_kvm::HANDLERS;
 use msrgate_machine::{Guest, Rules, guest_memory, tour};
 use msrgate_policy::{Compiled, Options, Source};
 use msrgate_trace::{Facts, Observation, PolicySource};
@@ -18,7 +19,7 @@ use msrgate_trace::{Facts, Observation, PolicySource};
 use self::boot::{Setup, boot};
 use crate::Status;
 use crate::backend::{self, Backend, Choice};
-use crate::host::{self, HANDLERS};
+use crate::host;
 use crate::policy::{compile_file_with, compile_source};
 use crate::trace::Trace;
 

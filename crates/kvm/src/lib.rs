@@ -7,6 +7,7 @@
 //!   `examples/minimal_vmm.rs` is one.
 //! * [`RunPage`], [`raw_filter`]: the same for who speaks raw ioctls.
 //! * [`ignore_msrs`]: whether the host hides unknown MSRs from everybody.
+//! * [`HostProcessor`]: the processor's own MSRs, for policies that say `"host"`.
 //! * [`abi`]: the numbers and layouts that this crate, and who speaks raw ioctls, rely on.
 //!
 //! Exits come out as owned values, one element of string I/O at a time; what the kernel says is data,
@@ -16,6 +17,7 @@
 pub mod abi;
 mod fd;
 mod filter;
+mod host;
 mod kick;
 mod open;
 mod parameter;
@@ -27,6 +29,7 @@ mod vm;
 
 pub use fd::{install, service};
 pub use filter::raw_filter;
+pub use host::{HANDLERS, HostProcessor, handlers};
 pub use kick::KvmKicker;
 pub use open::{Kvm, OpenError};
 pub use parameter::ignore_msrs;

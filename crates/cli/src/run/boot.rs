@@ -15,7 +15,6 @@ use super::reload::Reload;
 use super::signals::{stop_in_time, stop_on_signal};
 use crate::Status;
 use crate::console::{Console, Cursor};
-use crate::host;
 use crate::log::Log;
 use crate::report::{self, Report, Stats};
 use crate::tally::Tally;
@@ -83,7 +82,7 @@ where
         trace: producer,
     };
     let mut machine = Machine::new(vm, setup.guest, setup.policies, events, console)?
-        .with_handlers(host::handlers());
+        .with_handlers(msrgate_kvm::handlers());
     if setup.observation == Observation::Native {
         machine.observe_msrs()?;
     }
