@@ -1,11 +1,12 @@
-//! What an event costs on its way into a file, and on its way back: 4096 records, in memory.
+//! What an event costs on its way into a file, and on its way back: 4096 records, in memory; and between processes.
 
 use std::hint::black_box;
-use std::io;
+use std::{io, iter};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use msrgate_core::{Access, Event, ExitReason, MsrIndex, Outcome, Timed, VcpuId};
-use msrgate_trace::{Header, Reader, Writer};
+use msrgate_core::{Access, Event, ExitReason, MsrIndex, Outcome, Recorder, Timed, VcpuId};
+use msrgate_trace::channel::{Channel, Claim, Rings};
+use msrgate_trace::{Facts, Header, Reader, Writer};
 
 const RECORDS: u64 = 4096;
 
@@ -44,6 +45,23 @@ fn trace(criterion: &mut Criterion) {
         bencher.iter(|| {
             let reader = Reader::new(black_box(&file[..])).expect("a trace");
             assert_eq!(reader.flatten().count() as u64, RECORDS);
+        });
+    });
+    let channel = Channel::create(&Facts::default(), Rings::Wanted).expect("memory for a channel");
+    let mut other = Channel::open(channel.file().try_clone().expect("a descriptor")).expect("ours");
+    let who = Claim {
+        pid: 0,
+        vm: 1,
+        vcpu: VcpuId(0),
+    };
+    let mut producer = channel.claim(who).expect("a free ring");
+    let mut consumer = other.claimed().expect("it is mapped").remove(0);
+    group.bench_function("channel", |bencher| {
+        bencher.iter(|| {
+            for record in records() {
+                producer.record(black_box(&record.event));
+            }
+            assert_eq!(iter::from_fn(|| consumer.pop()).count() as u64, RECORDS);
         });
     });
     group.finish();

@@ -5,6 +5,7 @@
 //! * [`Header`], [`Facts`]: what was traced, and by which means.
 //! * [`Writer`]: appends. A program that is killed loses what was not flushed; a full disk loses records, which are counted.
 //! * [`Reader`]: streams them back, from a whole file, a torn one, or one that is still being written.
+//! * [`channel`]: how events come from a wrapped VMM to whoever writes the trace.
 //!
 //! `docs/trace-format.md` has the bytes. Nothing here makes events, or knows where a file is.
 //!
@@ -35,6 +36,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod channel;
 mod header;
 mod reader;
 mod record;
