@@ -242,6 +242,11 @@ impl<R: Recorder> Gate<R> {
         &self.recorder
     }
 
+    /// The same, to record what somebody else answered.
+    pub const fn recorder_mut(&mut self) -> &mut R {
+        &mut self.recorder
+    }
+
     /// Gives the recorder back.
     #[must_use]
     pub fn into_recorder(self) -> R {

@@ -7,10 +7,10 @@
     reason = "dlsym, errno, and calls of libc on raw descriptors"
 )]
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_int, c_long, c_ulong, c_void};
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -82,6 +82,47 @@ pub(crate) fn file_with(content: &str, close_on_exec: bool) -> Result<OwnedFd, E
     Ok(file.into())
 }
 
+/// `ioctl` by libc.
+pub(crate) fn ioctl(fd: RawFd, request: c_ulong, argument: u64) -> Result<c_int, Errno> {
+    type Function = unsafe extern "C-unwind" fn(c_int, c_ulong, ...) -> c_int;
+    static NEXT: Next = Next::named("ioctl\0");
+    let address = NEXT.address();
+    if address.is_null() {
+        return Err(Errno::ENOSYS);
+    }
+    // SAFETY: the loader found libc's function of this name, and this is its type.
+    let next = unsafe { mem::transmute::<*mut c_void, Function>(address) };
+    // SAFETY: what `argument` leads to is what the request takes: the program's own, or a structure of ours whose
+    // layout is kvm-bindings'.
+    let result = unsafe { next(fd, request, argument) };
+    if result < 0 {
+        return Err(errno());
+    }
+    Ok(result)
+}
+
+/// `syscall` by libc; what it returns, with errno where that is -1.
+pub(crate) fn syscall(number: c_long, arguments: [c_ulong; 6]) -> c_long {
+    type Function = unsafe extern "C-unwind" fn(c_long, ...) -> c_long;
+    static NEXT: Next = Next::named("syscall\0");
+    let address = NEXT.address();
+    if address.is_null() {
+        set_errno(Errno::ENOSYS);
+        return -1;
+    }
+    // SAFETY: the loader found libc's function of this name, and this is its type.
+    let next = unsafe { mem::transmute::<*mut c_void, Function>(address) };
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the program's own call.
+    unsafe { next(number, a, b, c, d, e, f) }
+}
+
+/// Another descriptor for the same file, which is closed on exec.
+pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the kernel answers EBADF for a number that is no descriptor.
+    owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })
+}
+
 /// The calling thread's errno.
 pub(crate) fn errno() -> Errno {
     // SAFETY: libc's promise: the pointer is valid for as long as this thread lives.
@@ -100,12 +141,19 @@ pub(crate) fn at_fork(before: unsafe extern "C" fn(), after: unsafe extern "C" f
     unsafe { libc::pthread_atfork(Some(before), Some(after), Some(after)) };
 }
 
+/// Has `last` called when the process exits.
+pub(crate) fn at_exit(last: extern "C" fn()) {
+    // SAFETY: as in `at_fork`.
+    unsafe { libc::atexit(last) };
+}
+
 fn errno_location() -> *mut c_int {
     // SAFETY: no arguments, no preconditions.
     unsafe { libc::__errno_location() }
 }
 
-fn owned(fd: c_int) -> Result<OwnedFd, Errno> {
+/// A descriptor that the kernel has just made, or errno.
+pub(crate) fn owned(fd: c_int) -> Result<OwnedFd, Errno> {
     if fd < 0 {
         return Err(errno());
     }

@@ -8,10 +8,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use msrgate_soft::Handle;
-
+use crate::gate::{VcpuGate, VmGate};
+use crate::lower::Lower;
 use crate::real::FileId;
 
 /// Numbers that can be ours (the kernel's default for the largest `RLIMIT_NOFILE`).
@@ -20,9 +20,21 @@ const LIMIT: usize = 1 << 20;
 /// What a descriptor of ours leads to; `dup` shares it.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) handle: Handle,
-    /// The real file underneath.
+    pub(crate) lower: Lower,
+    pub(crate) role: Role,
+    /// The real file underneath. All that the kernel's KVM makes are one file to it.
     pub(crate) file: FileId,
+}
+
+/// What the policy has to do with a descriptor.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// A VM under it.
+    Vm(Arc<VmGate>),
+    /// A vCPU of one.
+    Vcpu(Box<VcpuGate>),
+    /// Nothing.
+    Other,
 }
 
 /// The descriptors of this process.
@@ -44,7 +56,8 @@ pub(crate) static TABLE: Table = Table {
 struct Recent {
     fd: RawFd,
     epoch: u64,
-    entry: Arc<Entry>,
+    /// A thread that sleeps keeps no VM alive.
+    entry: Weak<Entry>,
 }
 
 thread_local! {
@@ -69,24 +82,27 @@ impl Table {
             return None;
         }
         let epoch = self.epoch.load(Ordering::Acquire);
-        let recent = RECENT
-            .try_with(Cell::take)
-            .ok()
-            .flatten()
+        let recent = RECENT.try_with(Cell::take).ok().flatten();
+        let known = recent
             .filter(|recent| recent.fd == fd && recent.epoch == epoch)
-            .or_else(|| {
-                let entry = Arc::clone(self.lock().get(&fd)?);
-                Some(Recent { fd, epoch, entry })
-            })?;
-        let result = use_entry(&recent.entry);
+            .and_then(|recent| recent.entry.upgrade());
+        let entry = match known {
+            Some(entry) => entry,
+            None => Arc::clone(self.lock().get(&fd)?),
+        };
+        let recent = Recent {
+            fd,
+            epoch,
+            entry: Arc::downgrade(&entry),
+        };
         // A thread that is ending has no place to remember it in.
         let _ = RECENT.try_with(|cell| cell.set(Some(recent)));
-        Some(result)
+        Some(use_entry(&entry))
     }
 
-    /// Makes `fd` lead to `handle`; `false` if there is no place for so large a number.
-    pub(crate) fn insert(&self, fd: RawFd, handle: Handle, file: FileId) -> bool {
-        self.share(fd, Arc::new(Entry { handle, file }))
+    /// Makes `fd` lead to `entry`; `false` if there is no place for so large a number.
+    pub(crate) fn insert(&self, fd: RawFd, entry: Entry) -> bool {
+        self.share(fd, Arc::new(entry))
     }
 
     /// Makes `fd` lead to where another descriptor leads; `false` as for [`Table::insert`].
@@ -109,8 +125,6 @@ impl Table {
         self.ours[word].fetch_and(!bit, Ordering::Release);
         let removed = self.lock().remove(&fd);
         self.epoch.fetch_add(1, Ordering::Release);
-        // Nor may this thread's memory keep a VM alive.
-        let _ = RECENT.try_with(Cell::take);
         drop(removed);
     }
 

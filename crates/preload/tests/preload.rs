@@ -3,14 +3,13 @@
 //! The client is compiled when the test runs; `SKIP(cc)` where there is no compiler. Its expectations are
 //! facts about KVM: each chapter also runs on /dev/kvm where that opens.
 
-use std::env;
-use std::fs;
-use std::io::{self, Write};
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use msrgate_kvm::Kvm;
+use support::{library, real_kvm_opens};
 
 #[test]
 fn system_descriptor_answers_as_kvm() {
@@ -128,53 +127,8 @@ fn judge(what: &str, output: &Output) {
     );
 }
 
-/// The compiled client; `None`, said once, where there is no compiler.
+/// The compiled client.
 fn client() -> Option<&'static Path> {
     static CLIENT: OnceLock<Option<PathBuf>> = OnceLock::new();
-    CLIENT.get_or_init(compile).as_deref()
-}
-
-fn compile() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    fs::create_dir_all(folder).expect("cargo's folder for tests is writable");
-    let program = folder.join("preload-client");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/client.c");
-    let compiled = Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()))
-        .args(["-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"])
-        .args([&program, &source])
-        .status();
-    match compiled {
-        Ok(status) => assert!(status.success(), "client.c does not compile"),
-        Err(error) => {
-            say(&format!("SKIP(cc): no C compiler: {error}"));
-            return None;
-        }
-    }
-    Some(program)
-}
-
-/// The library, which cargo builds beside this test.
-fn library() -> PathBuf {
-    let test = env::current_exe().expect("a running program has a path");
-    let folder = test.parent().expect("a program lies in a folder");
-    let library = folder.join("libmsrgate_preload.so");
-    assert!(library.exists(), "{} is not there", library.display());
-    library
-}
-
-fn real_kvm_opens() -> bool {
-    match Kvm::open() {
-        Ok(_) => true,
-        Err(error) => {
-            say(&format!("SKIP(kvm): {error}"));
-            let required = env::var_os("MSRGATE_REQUIRE_KVM").is_some_and(|value| value == "1");
-            assert!(!required, "MSRGATE_REQUIRE_KVM=1");
-            false
-        }
-    }
-}
-
-/// Past the test harness, which swallows what a passing test prints.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    CLIENT.get_or_init(|| support::compile("client")).as_deref()
 }
