@@ -33,6 +33,7 @@
     test,
     expect(
         dead_code,
+        unused_imports,
         reason = "the hooks, for which all is, are not in a test program"
     )
 )]
