@@ -131,15 +131,31 @@ fn is_for_file(entry: &Entry, fd: RawFd, request: u32) -> bool {
         && (FILE_IOCTLS.contains(&request) || real::file_id(fd) != Some(entry.file))
 }
 
-/// Before `close`: the number may mean something else as soon as it is closed.
-pub(crate) fn forget(fd: RawFd) {
+/// `close`: the number may mean something else as soon as it is closed. The channel is none that the program has.
+pub(crate) fn close(session: &Session, fd: RawFd) -> Answer {
+    if session.channel_fd() == Some(fd) {
+        return Some(Err(Errno::EBADF));
+    }
     TABLE.remove(fd);
+    None
 }
 
-/// Before `close_range` and `closefrom`.
-pub(crate) fn forget_range(first: u32, last: u32) {
+/// `close_range` and `closefrom`, around the channel.
+pub(crate) fn close_range(session: &Session, from: u32, to: u32, flags: c_int) -> Answer {
+    if flags.cast_unsigned() & libc::CLOSE_RANGE_CLOEXEC != 0 {
+        return None;
+    }
     let number = |fd: u32| RawFd::try_from(fd).unwrap_or(RawFd::MAX);
-    TABLE.remove_range(number(first), number(last));
+    TABLE.remove_range(number(from), number(to));
+    let channel = session.channel_fd()?.cast_unsigned();
+    if !(from..=to).contains(&channel) {
+        return None;
+    }
+    let below = channel.checked_sub(1).map(|last| (from, last));
+    let above = channel.checked_add(1).map(|first| (first, to));
+    let parts = [below, above].into_iter().flatten();
+    let mut parts = parts.filter(|(first, last)| first <= last);
+    Some(parts.try_fold(0, |_, (first, last)| real::close_range(first, last, flags)))
 }
 
 /// After libc has made `new` of `old`: `new` leads to the same, and no more to what it was.

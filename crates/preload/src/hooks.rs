@@ -119,9 +119,9 @@ hooks! {
 
     fn prctl(option: c_int; a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int, first |session| seccomp_by_prctl(session, option, a, b);
 
-    fn close(fd: c_int) -> c_int, first |_session| { door::forget(fd); None };
-    fn close_range(from: c_uint, to: c_uint, flags: c_int) -> c_int, first |_session| close_range_of(from, to, flags);
-    fn closefrom(from: c_int) -> (), first |_session| { door::forget_range(from.max(0).cast_unsigned(), c_uint::MAX); None };
+    fn close(fd: c_int) -> c_int, first |session| door::close(session, fd);
+    fn close_range(from: c_uint, to: c_uint, flags: c_int) -> c_int, first |session| door::close_range(session, from, to, flags);
+    fn closefrom(from: c_int) -> (), first |session| close_from(session, from);
 
     fn dup(old: c_int) -> c_int, last |new| door::duplicated(old, new);
     fn dup2(old: c_int, new: c_int) -> c_int, last |new| door::duplicated(old, new);
@@ -308,11 +308,10 @@ fn seccomp_by_syscall(session: &Session, operation: c_ulong, program: c_ulong) {
     }
 }
 
-fn close_range_of(from: c_uint, to: c_uint, flags: c_int) -> Answer {
-    if flags.cast_unsigned() & libc::CLOSE_RANGE_CLOEXEC == 0 {
-        door::forget_range(from, to);
-    }
-    None
+fn close_from(session: &Session, from: c_int) -> Answer<()> {
+    let from = from.max(0).cast_unsigned();
+    let closed = door::close_range(session, from, c_uint::MAX, 0)?;
+    Some(closed.map(drop))
 }
 
 fn controlled(fd: c_int, command: c_int, result: c_int) {

@@ -7,7 +7,7 @@
     reason = "dlsym, errno, and calls of libc on raw descriptors"
 )]
 
-use std::ffi::{CStr, c_int, c_long, c_ulong, c_void};
+use std::ffi::{CStr, c_int, c_long, c_uint, c_ulong, c_void};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::mem::{self, MaybeUninit};
@@ -115,6 +115,16 @@ pub(crate) fn syscall(number: c_long, arguments: [c_ulong; 6]) -> c_long {
     let [a, b, c, d, e, f] = arguments;
     // SAFETY: the program's own call.
     unsafe { next(number, a, b, c, d, e, f) }
+}
+
+/// `close_range` by libc.
+pub(crate) fn close_range(from: c_uint, to: c_uint, flags: c_int) -> Result<c_int, Errno> {
+    // SAFETY: the program's own call, but for a descriptor of ours.
+    let result = unsafe { libc::close_range(from, to, flags) };
+    if result < 0 {
+        return Err(errno());
+    }
+    Ok(result)
 }
 
 /// Another descriptor for the same file, which is closed on exec.

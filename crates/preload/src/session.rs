@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::{env, fmt};
 
@@ -89,6 +90,11 @@ impl Session {
     /// The channel, if it can be reached.
     pub(crate) fn channel(&self) -> Option<&Channel> {
         self.channel.as_ref()?.as_ref().ok()
+    }
+
+    /// The channel's descriptor in this process.
+    pub(crate) fn channel_fd(&self) -> Option<RawFd> {
+        Some(self.channel()?.file().as_raw_fd())
     }
 
     /// The policy, which is compiled when the first VM is made; `None` where there is none.

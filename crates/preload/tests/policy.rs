@@ -512,6 +512,18 @@ fn seccomp_filter_that_the_gate_could_not_live_under_ends_the_program_at_once() 
 }
 
 #[test]
+fn program_that_closes_all_it_does_not_know_is_seen_all_the_same() {
+    for kvm in kvms() {
+        let words = ["closeall", "r:8b"];
+        let Some(mut run) = wrapped(kvm, POLICY, Observation::Deflected, &words) else {
+            return;
+        };
+        assert_eq!(run.lines(), ["r 8b = 100000042"], "{kvm:?}");
+        assert_eq!(run.events().len(), 1, "{kvm:?}");
+    }
+}
+
+#[test]
 fn program_whose_channel_is_gone_gets_no_vm() {
     for kvm in kvms() {
         let Some(mut command) = command(kvm, &["r:8b"]) else {

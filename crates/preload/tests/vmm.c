@@ -12,6 +12,7 @@
  *   immediate:INDEX KVM_RUN with immediate_exit while the guest reads an MSR; what kvm_run says then
  *   many:VMS:VCPUS:N:INDEX  VMs at once, a thread for each vCPU, N reads each; the sum of what they read
  *   fork            the VM's ioctls in a child
+ *   closeall        closes what is open but 0, 1 and 2, one by one and at once, before the VM is made
  *   lock:NR         a seccomp filter under which ioctl NR kills the process
  *
  * An MSR exit that is the VMM's is a line too (`exit rdmsr INDEX reason N`); reads are answered with 0x35000000 plus
@@ -461,6 +462,13 @@ int main(int argc, char **argv)
 	if (argc > 1 && !strncmp(argv[1], "lock:", 5)) {
 		lock(strtoul(argv[1] + 5, NULL, 16));
 		first = 2;
+	}
+	if (argc > first && !strcmp(argv[first], "closeall")) {
+		for (int fd = 3; fd < 64; fd++)
+			close(fd);
+		close_range(3, ~0u, 0);
+		closefrom(3);
+		first++;
 	}
 	if (make_machine(&m) < 0) {
 		say_result("no VM", -1);
