@@ -1,6 +1,6 @@
 //! The raw door: ioctls as a program issues them, whoever answers them.
 
-use msrgate_core::Errno;
+use msrgate_core::{Errno, MsrIndex};
 
 /// An engine that answers KVM's ioctls.
 pub trait Door {
@@ -48,6 +48,11 @@ pub trait Door {
     /// # Errors
     /// What the engine answers.
     fn map_run_page(&self, vcpu: &Self::Handle) -> Result<Mapping, Errno>;
+
+    /// Whether the engine does a guest's writes of this MSR before it asks the filter.
+    fn writes_before_filter(&self, _index: MsrIndex) -> bool {
+        false
+    }
 }
 
 pub use crate::kernel_door::{KernelDoor, Mapping};

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-use msrgate_core::Errno;
+use msrgate_core::{Errno, MsrIndex};
 use msrgate_kvm::Kvm;
 
 use crate::door::Door;
@@ -88,6 +88,10 @@ impl Door for KernelDoor {
         let bytes = self.ioctl(&self.system, KVM_GET_VCPU_MMAP_SIZE, 0)?;
         let bytes = usize::try_from(bytes).expect("a size is positive");
         Mapping::shared(vcpu, bytes)
+    }
+
+    fn writes_before_filter(&self, index: MsrIndex) -> bool {
+        msrgate_kvm::writes_before_filter(index) == Some(true)
     }
 }
 

@@ -18,6 +18,9 @@ pub trait Backend {
     /// # Errors
     /// The backend refuses something.
     fn vm(memory: &GuestMemoryMmap) -> Option<Result<Self::Vm, VmError>>;
+
+    /// Whether it does a guest's writes of this MSR before it asks the filter, where that is known.
+    fn writes_before_filter(index: MsrIndex) -> Option<bool>;
 }
 
 /// The real KVM.
@@ -35,6 +38,10 @@ impl Backend for KvmBackend {
         let kvm = kvm_or_skip()?;
         Some(KvmVm::new(&kvm, memory.clone(), Irqchip::None))
     }
+
+    fn writes_before_filter(index: MsrIndex) -> Option<bool> {
+        msrgate_kvm::writes_before_filter(index)
+    }
 }
 
 impl Backend for SoftBackend {
@@ -42,6 +49,10 @@ impl Backend for SoftBackend {
 
     fn vm(memory: &GuestMemoryMmap) -> Option<Result<SoftVm, VmError>> {
         Some(SoftVm::new(memory, SystemConfig::default()))
+    }
+
+    fn writes_before_filter(_index: MsrIndex) -> Option<bool> {
+        Some(false)
     }
 }
 

@@ -138,6 +138,13 @@ impl KvmAnswers for Host {
     fn ignore_msrs(&self) -> Option<bool> {
         self.ignore_msrs
     }
+
+    fn writes_before_filter(&self, index: MsrIndex) -> Option<bool> {
+        match self.name {
+            "kvm" => msrgate_kvm::writes_before_filter(index),
+            _ => Some(false),
+        }
+    }
 }
 
 /// Enough for the probe's guest.

@@ -6,7 +6,8 @@
 //! * [`install`], [`service`]: the same policy for a VMM that runs its vCPUs itself, with `kvm-ioctls`;
 //!   `examples/minimal_vmm.rs` is one.
 //! * [`RunPage`], [`raw_filter`]: the same for who speaks raw ioctls.
-//! * [`ignore_msrs`]: whether the host hides unknown MSRs from everybody.
+//! * [`ignore_msrs`]: whether the host hides unknown MSRs from everybody; [`writes_before_filter`]: whether it writes
+//!   what its filter denies.
 //! * [`HostProcessor`]: the processor's own MSRs, for policies that say `"host"`.
 //! * [`abi`]: the numbers and layouts that this crate, and who speaks raw ioctls, rely on.
 //!
@@ -32,7 +33,7 @@ pub use filter::raw_filter;
 pub use host::{HANDLERS, HostProcessor, handlers};
 pub use kick::KvmKicker;
 pub use open::{Kvm, OpenError};
-pub use parameter::ignore_msrs;
+pub use parameter::{ignore_msrs, writes_before_filter};
 pub use run_page::{ExitRecord, RunPage};
 pub use vcpu::KvmVcpu;
 pub use vm::{Irqchip, KvmVm, LineLevel};

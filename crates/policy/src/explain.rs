@@ -34,6 +34,11 @@ pub trait KvmAnswers {
     fn ignore_msrs(&self) -> Option<bool> {
         None
     }
+
+    /// Whether KVM does the guest's writes of this MSR before it asks the filter, where that can be known.
+    fn writes_before_filter(&self, _index: MsrIndex) -> Option<bool> {
+        None
+    }
 }
 
 /// What KVM makes of an access.
@@ -111,6 +116,8 @@ pub struct Explanation {
     pub instruction: Instruction,
     /// What the filter says.
     pub decision: Decision,
+    /// KVM writes before it asks the filter.
+    pub skips_filter: bool,
     /// What KVM makes of it, where it is asked.
     pub kvm: Option<KvmAnswer>,
     /// Whether KVM hides that it does not know an MSR, where that can be known.
@@ -196,9 +203,12 @@ impl Compiled {
         let decision = self
             .filter
             .decide(instruction.index(), instruction.access());
+        let skips_filter = instruction.access() == Access::Write
+            && kvm.writes_before_filter(instruction.index()) == Some(true);
         let mut explanation = Explanation {
             instruction,
             decision,
+            skips_filter,
             kvm: None,
             ignore_msrs: kvm.ignore_msrs(),
             disposition: None,
@@ -207,7 +217,7 @@ impl Compiled {
             host_path: None,
             sees: Sees::Kvm,
         };
-        if decision.verdict == Verdict::Allow {
+        if explanation.is_allowed() {
             explanation.kvm = Some(match instruction {
                 Instruction::Rdmsr(index) => kvm.rdmsr(index),
                 Instruction::Wrmsr(index, value) => kvm.wrmsr(index, value),
@@ -233,7 +243,11 @@ impl Compiled {
             Some(KvmAnswer::Gp) => return Some(Disposition::InjectGp),
             Some(KvmAnswer::Ended | KvmAnswer::NotTried) => return None,
         };
-        let verdict = explanation.decision.verdict;
+        let verdict = if explanation.is_allowed() {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        };
         Some(Disposition::of(
             verdict,
             || emulation,
@@ -291,6 +305,13 @@ impl Compiled {
             ExitReason::UNKNOWN => Authority::Default("unknown", defaults.unknown),
             _ => Authority::Default("invalid", defaults.invalid),
         }
+    }
+}
+
+impl Explanation {
+    /// Whether KVM gets to do it.
+    fn is_allowed(&self) -> bool {
+        self.skips_filter || self.decision.verdict == Verdict::Allow
     }
 }
 

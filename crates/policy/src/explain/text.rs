@@ -86,8 +86,13 @@ impl Explanation {
             ),
             step(Stage::Exempt, self.exempt()),
             step(Stage::Filter, self.filter(compiled)),
-            step(Stage::Kvm, self.kvm()),
         ];
+        if self.skips_filter && self.decision.verdict == Verdict::Deny {
+            let text =
+                "but KVM writes this MSR before it asks: it has a timer of the hardware for it";
+            steps.push(step(Stage::Filter, text));
+        }
+        steps.push(step(Stage::Kvm, self.kvm()));
         if self.ignore_msrs == Some(true) && self.decision.verdict == Verdict::Allow {
             let text = "on: an MSR that KVM does not know reads 0, and its writes are dropped";
             steps.push(step(Stage::IgnoreMsrs, text));
