@@ -5,6 +5,7 @@
 //!   guest through them.
 //! * [`machine::Machine`]: the same guest behind core's `Vm` and `Vcpu`.
 //! * [`case`]: the corpus files; [`image`]: their filters as bytes in memory.
+//! * [`stats`]: KVM's counters of a vCPU.
 //! * [`faulty`]: a backend that fails on command.
 
 pub mod case;
@@ -19,3 +20,4 @@ pub mod random;
 pub mod raw;
 pub mod skip;
 pub mod soft_door;
+pub mod stats;

@@ -1,8 +1,8 @@
 //! A VM reached by raw ioctls, running the list guest: [`RawMachine`].
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_userspace_memory_region, kvm_vcpu_events,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_guest_debug, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 use msrgate_core::Errno;
 use msrgate_kvm::{abi, register};
@@ -117,6 +117,17 @@ impl<'d, D: Door> RawMachine<'d, D> {
     /// # Errors
     /// What the engine answers to an ioctl that ought to work.
     pub fn new(door: &'d D) -> Result<Self, Errno> {
+        Self::with_cpuid(door, |_| ())
+    }
+
+    /// As [`RawMachine::new`], with a change to what CPUID says.
+    ///
+    /// # Errors
+    /// As for [`RawMachine::new`].
+    pub fn with_cpuid(
+        door: &'d D,
+        change: impl FnOnce(&mut [kvm_cpuid_entry2]),
+    ) -> Result<Self, Errno> {
         let vm = door.create(door.system(), abi::KVM_CREATE_VM, 0)?;
         let memory = guest_memory();
         let host = memory
@@ -139,15 +150,17 @@ impl<'d, D: Door> RawMachine<'d, D> {
             guest,
             memory,
         };
-        machine.start()?;
+        machine.start(change)?;
         Ok(machine)
     }
 
-    fn start(&self) -> Result<(), Errno> {
+    fn start(&self, change: impl FnOnce(&mut [kvm_cpuid_entry2])) -> Result<(), Errno> {
         let mut cpuid = CpuId::new(KVM_MAX_CPUID_ENTRIES).expect("room for all leaves");
         let leaves = cpuid.as_mut_fam_struct_ptr() as u64;
         self.door
             .ioctl(self.door.system(), KVM_GET_SUPPORTED_CPUID, leaves)?;
+        change(cpuid.as_mut_slice());
+        let leaves = cpuid.as_mut_fam_struct_ptr() as u64;
         self.door.ioctl(&self.vcpu, KVM_SET_CPUID2, leaves)?;
         self.guest
             .load(&mut |address, bytes| self.write_memory(address, bytes));
@@ -313,14 +326,25 @@ impl<'d, D: Door> RawMachine<'d, D> {
 
     /// Gives the guest its next access.
     pub fn set_access(&self, request: Request) {
+        self.set_list(&[request]);
+    }
+
+    /// Gives the guest its next accesses.
+    pub fn set_list(&self, requests: &[Request]) {
         let mut write = |address, bytes: &[u8]| self.write_memory(address, bytes);
-        self.guest.write_list(&[request], &mut write);
+        self.guest.write_list(requests, &mut write);
     }
 
     /// What came of the access.
     #[must_use]
     pub fn answer(&self) -> Option<Answer> {
-        self.guest.read_answer(0, &mut |address, bytes| {
+        self.answer_of(0)
+    }
+
+    /// What came of the access at `position`.
+    #[must_use]
+    pub fn answer_of(&self, position: usize) -> Option<Answer> {
+        self.guest.read_answer(position, &mut |address, bytes| {
             let read = self.memory.read_slice(bytes, GuestAddress(address));
             read.expect("the list is in guest memory");
         })
