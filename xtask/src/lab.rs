@@ -7,6 +7,7 @@ mod console;
 mod image;
 mod job;
 mod kernel;
+mod linux;
 mod packages;
 mod plan;
 mod platform;
@@ -82,9 +83,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     packages?;
     let kernel = Kernel::find(options.kernel.as_deref(), &kernels)?;
+    let inside = folder.join("linux");
     let folder = folder.join(platform.name());
     fs::create_dir_all(&folder).context("cannot make the lab's folder")?;
-    let jobs = job::build(&plans, platform)?;
+    let jobs = job::build(&plans, platform, &kernel, &inside)?;
 
     println!("lab: {}, Linux {}", platform.title(), kernel.version);
     let mut lab = Lab {

@@ -18,12 +18,7 @@ use super::kernel::{Kernel, Module};
 pub(super) fn write(path: &Path, kernel: &Kernel, vendor: &str, jobs: &[Job]) -> Result<()> {
     let scratch = path.with_extension("stripped");
     let modules = kernel.with_dependencies(vendor)?;
-    let mut image = Image::default();
-    for folder in ["/proc", "/sys", "/dev", "/tmp", "/root"] {
-        image.folder(Path::new(folder));
-    }
-    let busybox = Path::new("/bin/busybox");
-    image.program(busybox, &scratch)?;
+    let mut image = Image::with_busybox(&scratch)?;
     image.add("/init", 0o755, init(&modules, jobs).into_bytes());
     for module in modules {
         image.add(module_path(&module.name), 0o644, module.bytes);
@@ -41,7 +36,8 @@ pub(super) fn write(path: &Path, kernel: &Kernel, vendor: &str, jobs: &[Job]) ->
     image.store(path)
 }
 
-fn module_path(name: &str) -> String {
+/// Where a module stands in an image.
+pub(super) fn module_path(name: &str) -> String {
     format!("/modules/{name}.ko")
 }
 
@@ -50,7 +46,7 @@ fn init(modules: &[Module], jobs: &[Job]) -> String {
     let mut script = String::from(
         r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/root
+export PATH=/bin:/usr/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
@@ -96,7 +92,7 @@ fn quoted(word: &str) -> String {
 
 /// Files by their path, folders before what is in them.
 #[derive(Default)]
-struct Image {
+pub(super) struct Image {
     entries: BTreeMap<PathBuf, Entry>,
 }
 
@@ -106,6 +102,16 @@ enum Entry {
 }
 
 impl Image {
+    /// Busybox, and the folders that an init mounts something on. `scratch` is a file that is written and removed.
+    pub(super) fn with_busybox(scratch: &Path) -> Result<Self> {
+        let mut image = Self::default();
+        for folder in ["/proc", "/sys", "/dev", "/tmp", "/root"] {
+            image.folder(Path::new(folder));
+        }
+        image.program(Path::new("/bin/busybox"), scratch)?;
+        Ok(image)
+    }
+
     fn folder(&mut self, path: &Path) {
         for folder in path.ancestors().filter(|folder| *folder != Path::new("/")) {
             self.entries
@@ -114,7 +120,8 @@ impl Image {
         }
     }
 
-    fn add(&mut self, path: impl AsRef<Path>, permissions: u32, bytes: Vec<u8>) {
+    /// A file.
+    pub(super) fn add(&mut self, path: impl AsRef<Path>, permissions: u32, bytes: Vec<u8>) {
         let path = path.as_ref();
         self.folder(path.parent().unwrap_or(path));
         self.entries
@@ -166,7 +173,8 @@ impl Image {
         Ok(())
     }
 
-    fn store(self, path: &Path) -> Result<()> {
+    /// Writes the archive.
+    pub(super) fn store(self, path: &Path) -> Result<()> {
         let file =
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut archive = BufWriter::new(file);

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use super::kernel::Kernel;
+use super::linux::{self, Linux};
 use super::plan::{CargoTest, LINUX_LIMIT, LinuxTest, Plan};
 use super::platform::Platform;
 use super::summary::Summary;
@@ -15,6 +17,9 @@ use crate::shell;
 
 /// What tests read at run time, from the workspace's root.
 const DATA: [&str; 2] = ["testdata", "examples/policies"];
+
+/// The environment of tests, on both platforms.
+const ENVIRONMENT: [&str; 2] = ["MSRGATE_REQUIRE_KVM=1", "MSRGATE_DIFF_CASES=2000"];
 
 /// A program with all that it needs.
 pub(super) struct Job {
@@ -31,7 +36,7 @@ pub(super) struct Job {
     /// How long it may take, by the machine's clock.
     pub(super) limit: Duration,
     /// Words like `A=B`.
-    environment: Vec<&'static str>,
+    environment: Vec<String>,
     command: String,
     arguments: Vec<String>,
 }
@@ -40,10 +45,7 @@ impl Job {
     /// What it consists of, for `env`.
     pub(super) fn words(&self) -> impl Iterator<Item = &str> {
         let words = [&self.command].into_iter().chain(&self.arguments);
-        self.environment
-            .iter()
-            .copied()
-            .chain(words.map(String::as_str))
+        self.environment.iter().chain(words).map(String::as_str)
     }
 
     /// Whether it passed, and why not.
@@ -58,16 +60,31 @@ impl Job {
     }
 }
 
-/// Builds what the plans need; the tests' environment is the platform's.
-pub(super) fn build(plans: &[Plan], platform: Platform) -> Result<Vec<Job>> {
+/// Builds what the plans need; the tests' environment is the platform's. `kernel` is also what is booted inside,
+/// from `folder`.
+pub(super) fn build(
+    plans: &[Plan],
+    platform: Platform,
+    kernel: &Kernel,
+    folder: &Path,
+) -> Result<Vec<Job>> {
     let built = Built::with_cargo(plans)?;
-    plans
-        .iter()
-        .map(|plan| match plan {
-            Plan::Cargo(test) => built.job(plan.name(), test, platform),
-            Plan::Linux(test) => test.job(plan.name()),
-        })
-        .collect()
+    let mut jobs = Vec::new();
+    for plan in plans {
+        let mut job = match plan {
+            Plan::Cargo(test) => built.job(plan.name(), test, platform)?,
+            Plan::Linux(test) => test.job(plan.name())?,
+        };
+        if plan.boots_linux() {
+            let linux = Linux::write(kernel, folder)?;
+            job.programs.push(PathBuf::from(linux::QEMU));
+            job.data.extend(linux.data());
+            let folder = linux.folder.display();
+            job.environment.push(format!("MSRGATE_LINUX={folder}"));
+        }
+        jobs.push(job);
+    }
+    Ok(jobs)
 }
 
 impl LinuxTest {
@@ -160,9 +177,9 @@ impl Built {
             .find(|artifact| artifact.profile.test && artifact.target.name == test.target)
             .with_context(|| format!("{} has no test {}", test.package, test.target))?;
         let program = artifact.executable.clone().context("a test is a program")?;
-        let mut environment = vec!["MSRGATE_REQUIRE_KVM=1", "MSRGATE_DIFF_CASES=2000"];
+        let mut environment: Vec<_> = ENVIRONMENT.map(str::to_owned).into();
         if platform == Platform::Amd {
-            environment.push("MSRGATE_HOST=tcg");
+            environment.push("MSRGATE_HOST=tcg".to_owned());
         }
         let mut programs = vec![program.clone()];
         // Tests of programs start them from where cargo puts them.

@@ -22,8 +22,10 @@ pub(super) struct CargoTest {
     /// libtest's arguments: the tests that touch KVM, where the others would only cost time.
     pub(super) arguments: &'static [&'static str],
     pub(super) limit: Duration,
-    /// Not in Bochs: it takes too long there, or does not end.
-    is_long: bool,
+    /// Where it runs, if not on both.
+    platform: Option<Platform>,
+    /// It boots a Linux in QEMU.
+    boots_linux: bool,
 }
 
 /// A test of `tools/testing/selftests/kvm`.
@@ -41,7 +43,8 @@ impl CargoTest {
             target,
             arguments: &[],
             limit: Duration::from_secs(60),
-            is_long: false,
+            platform: None,
+            boots_linux: false,
         }
     }
 
@@ -55,8 +58,19 @@ impl CargoTest {
         self
     }
 
-    const fn long(mut self) -> Self {
-        self.is_long = true;
+    /// Not in Bochs: it takes too long there, or does not end.
+    const fn amd(mut self) -> Self {
+        self.platform = Some(Platform::Amd);
+        self
+    }
+
+    const fn intel(mut self) -> Self {
+        self.platform = Some(Platform::Intel);
+        self
+    }
+
+    const fn with_linux(mut self) -> Self {
+        self.boots_linux = true;
         self
     }
 }
@@ -75,33 +89,29 @@ const PLANS: &[Plan] = &[
         is_forced: true,
     }),
     Plan::Cargo(CargoTest::new("msrgate-kvm", "msrgate_kvm")),
-    // kvm-intel does not filter writes to IA32_TSC_DEADLINE, so one case fails there.
-    Plan::Cargo(
-        CargoTest::new("msrgate-tests", "corpus")
-            .limit_s(600)
-            .long(),
-    ),
+    Plan::Cargo(CargoTest::new("msrgate-tests", "corpus").limit_s(600)),
     // Bochs does not come back from a guest that spins until it is kicked.
     Plan::Cargo(
         CargoTest::new("msrgate-tests", "backend")
             .only(&["kvm"])
-            .long(),
+            .amd(),
     ),
     Plan::Cargo(
         CargoTest::new("msrgate-tests", "replacement")
             .only(&["kvm"])
             .limit_s(120),
     ),
+    Plan::Cargo(CargoTest::new("msrgate-tests", "pass_through").limit_s(180)),
     Plan::Cargo(
         CargoTest::new("msrgate-tests", "differential")
             .only(&["kvm"])
             .limit_s(180)
-            .long(),
+            .amd(),
     ),
     Plan::Cargo(
         CargoTest::new("msrgate-tests", "policies")
             .only(&["kvm"])
-            .long(),
+            .amd(),
     ),
     // TCG does passed-through writes differently from a processor: SYSENTER's are not cut, no address faults.
     Plan::Cargo(
@@ -114,28 +124,39 @@ const PLANS: &[Plan] = &[
                 "observed_guest",
             ])
             .limit_s(180)
-            .long(),
+            .amd(),
+    ),
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "explain")
+            .only(&["kvm::denied_deadline"])
+            .intel(),
     ),
     Plan::Cargo(
         CargoTest::new("msrgate-machine", "probe")
             .only(&["kvm"])
-            .long(),
+            .amd(),
     ),
     // kvm-amd resets a vCPU that shuts down, so the RIP of a triple fault is gone.
     Plan::Cargo(
         CargoTest::new("msrgate", "cli")
             .only(&["--skip", "triple_fault_is_one_line_with_rip"])
-            .long(),
+            .amd(),
     ),
-    Plan::Cargo(CargoTest::new("msrgate", "example").long()),
-    Plan::Cargo(CargoTest::new("msrgate", "surface").limit_s(180).long()),
-    Plan::Cargo(CargoTest::new("msrgate", "trace").long()),
+    Plan::Cargo(CargoTest::new("msrgate", "example").amd()),
+    Plan::Cargo(CargoTest::new("msrgate", "surface").limit_s(180).amd()),
+    Plan::Cargo(CargoTest::new("msrgate", "trace").amd()),
+    Plan::Cargo(
+        CargoTest::new("msrgate", "linux")
+            .with_linux()
+            .limit_s(300)
+            .amd(),
+    ),
 ];
 
 /// What there is to run on the platform.
 pub(super) fn plans(platform: Platform) -> Vec<Plan> {
     let is_wanted = |plan: &&Plan| match plan {
-        Plan::Cargo(test) => platform == Platform::Amd || !test.is_long,
+        Plan::Cargo(test) => test.platform.is_none_or(|only| only == platform),
         Plan::Linux(_) => true,
     };
     PLANS.iter().filter(is_wanted).cloned().collect()
@@ -149,6 +170,11 @@ impl Plan {
             Self::Linux(test) if test.is_forced => format!("{}, forced emulation", test.name()),
             Self::Linux(test) => test.name().to_owned(),
         }
+    }
+
+    /// Whether it needs QEMU and a Linux for it.
+    pub(super) fn boots_linux(&self) -> bool {
+        matches!(self, Self::Cargo(test) if test.boots_linux)
     }
 }
 

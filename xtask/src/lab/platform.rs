@@ -83,7 +83,7 @@ fn qemu(kernel: &Kernel, folder: &Path, initramfs: &Path) -> Command {
         "-M",
         "q35",
         "-m",
-        "1024",
+        "2048",
     ])
     .args([
         "-nodefaults",
