@@ -6,15 +6,13 @@
 
 mod kvm;
 
-use std::os::fd::OwnedFd;
-
 use kvm::{Condition, Vendor};
-use kvm_bindings::{kvm_enable_cap, kvm_msr_filter};
+use kvm_bindings::kvm_enable_cap;
 use msrgate_core::{
     Access, Candidate, DefaultAction, ExitReason, FilterRange, MsrFilter, MsrIndex,
     PermissionBitmap, RangeFlags, Verdict,
 };
-use msrgate_kvm::abi;
+use msrgate_kvm::{abi, raw_filter};
 use msrgate_tests::door::{Door, KernelDoor};
 use msrgate_tests::guest::{Request, Routine};
 use msrgate_tests::raw::RawMachine;
@@ -238,17 +236,8 @@ fn enable_filter_exits(machine: &Machine) {
     assert_eq!(enabled, Ok(0));
 }
 
-fn set_filter<D: Door<Handle = OwnedFd>>(machine: &RawMachine<D>, filter: &MsrFilter) {
-    let mut raw = kvm_msr_filter {
-        flags: u32::from(filter.default_action() == DefaultAction::Deny),
-        ..Default::default()
-    };
-    for (slot, range) in raw.ranges.iter_mut().zip(filter.ranges()) {
-        slot.flags = range.flags.0;
-        slot.nmsrs = range.nmsrs;
-        slot.base = range.base.0;
-        slot.bitmap = range.bitmap.as_ptr().cast_mut().cast();
-    }
+fn set_filter(machine: &Machine, filter: &MsrFilter) {
+    let raw = raw_filter(filter);
     let filter = &raw const raw as u64;
     let set = machine
         .door
