@@ -11,6 +11,7 @@
  *   masked:N:INDEX  the same with the signal blocked but by KVM_SET_SIGNAL_MASK
  *   immediate:INDEX KVM_RUN with immediate_exit while the guest reads an MSR; what kvm_run says then
  *   many:VMS:VCPUS:N:INDEX  VMs at once, a thread for each vCPU, N reads each; the sum of what they read
+ *   time:N:INDEX    N reads, and how many nanoseconds they took
  *   fork            the VM's ioctls in a child
  *   closeall        closes what is open but 0, 1 and 2, one by one and at once, before the VM is made
  *   lock:NR         a seccomp filter under which ioctl NR kills the process
@@ -420,6 +421,18 @@ static void many(int vms, int vcpus, int count, uint32_t index)
 	}
 }
 
+static void timed(struct machine *m, int count, uint32_t index)
+{
+	struct worker w = { .machine = *m, .count = count, .index = index };
+	struct timespec start, end;
+
+	load(m, 0, index, 0, 0);
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	work(&w);
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	printf("%lld\n", (end.tv_sec - start.tv_sec) * 1000000000ll + end.tv_nsec - start.tv_nsec);
+}
+
 static void in_child(struct machine *m)
 {
 	int status;
@@ -501,6 +514,8 @@ int main(int argc, char **argv)
 			immediate(&m, index);
 		else if (sscanf(argv[n], "many:%u:%u:%u:%x", &words[0], &words[1], &words[2], &words[3]) == 4)
 			many(words[0], words[1], words[2], words[3]);
+		else if (!strncmp(argv[n], "time:", 5))
+			timed(&m, number, strtoul(value + 1, NULL, 16));
 		else if (!strcmp(argv[n], "fork"))
 			in_child(&m);
 		else if (!strncmp(argv[n], "lock:", 5))
