@@ -9,8 +9,8 @@ use msrgate_machine::{End, StopCause};
 use serde::Serialize;
 
 use crate::output;
+use crate::pump::TraceEnd;
 use crate::tally::{Count, Key, Tally};
-use crate::trace::TraceEnd;
 
 /// All that is to be told.
 pub(crate) struct Report<'a> {
@@ -41,31 +41,8 @@ const DIM: Style = Style::new().dimmed();
 
 /// The table, how the guest ended, and what `--stats` adds.
 pub(crate) fn write_table(out: &mut dyn Write, report: &Report<'_>) -> io::Result<()> {
-    let rows: Vec<Row> = report.tally.rows().map(Row::of).collect();
-    if !rows.is_empty() {
-        let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
-        let width = width.max("MSR".len());
-        writeln!(
-            out,
-            "{BOLD}{:width$}  {:<10}  READS  WRITES  REASON   OUTCOME{BOLD:#}",
-            "MSR", "INDEX",
-        )?;
-        for row in &rows {
-            row.write(out, width)?;
-        }
-        writeln!(out)?;
-    }
-    if report.tally.rows_dropped != 0 {
-        let count = report.tally.rows_dropped;
-        writeln!(out, "{count} accesses to still other MSRs are not shown.")?;
-    }
-    let observed = report.tally.observed;
-    let left = report.tally.event_count() - observed;
-    write!(out, "{} left the guest", accesses(left))?;
-    if observed != 0 {
-        write!(out, ", and {observed} did not")?;
-    }
-    writeln!(out, ". {}", sentence(&report.end))?;
+    write_tally(out, report.tally)?;
+    writeln!(out, " {}", sentence(&report.end))?;
     match report.throttled {
         0 => {}
         1 => writeln!(out, "A limit of the policy made it wait once.")?,
@@ -85,6 +62,34 @@ pub(crate) fn write_table(out: &mut dyn Write, report: &Report<'_>) -> io::Resul
     Ok(())
 }
 
+/// A row for each MSR, reason and outcome, and a sentence about all of them, in whose line more may follow.
+pub(crate) fn write_tally(out: &mut dyn Write, tally: &Tally) -> io::Result<()> {
+    let rows: Vec<Row> = tally.rows().map(Row::of).collect();
+    if !rows.is_empty() {
+        let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+        let width = width.max("MSR".len());
+        writeln!(
+            out,
+            "{BOLD}{:width$}  {:<10}  READS  WRITES  REASON   OUTCOME{BOLD:#}",
+            "MSR", "INDEX",
+        )?;
+        for row in &rows {
+            row.write(out, width)?;
+        }
+        writeln!(out)?;
+    }
+    if tally.rows_dropped != 0 {
+        let count = tally.rows_dropped;
+        writeln!(out, "{count} accesses to still other MSRs are not shown.")?;
+    }
+    let left = tally.event_count() - tally.observed;
+    write!(out, "{} left the guest", accesses(left))?;
+    if tally.observed != 0 {
+        write!(out, ", and {} did not", tally.observed)?;
+    }
+    write!(out, ".")
+}
+
 fn accesses(count: u64) -> String {
     match count {
         0 => "No MSR access".to_owned(),
@@ -94,7 +99,7 @@ fn accesses(count: u64) -> String {
 }
 
 /// What is in the trace, and what is not.
-fn write_trace(out: &mut dyn Write, trace: &TraceEnd) -> io::Result<()> {
+pub(crate) fn write_trace(out: &mut dyn Write, trace: &TraceEnd) -> io::Result<()> {
     writeln!(
         out,
         "{} in the trace {}.",

@@ -10,8 +10,10 @@ const ROWS_LIMIT: usize = 4096;
 const EVENTS_LIMIT: usize = 65_536;
 
 /// Counts events.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tally {
+    rows_limit: usize,
+    events_limit: usize,
     rows: BTreeMap<Key, Count>,
     events: Vec<Event>,
     /// Events that are not in `events`.
@@ -41,7 +43,31 @@ pub(crate) struct Count {
     pub(crate) answered: Option<u64>,
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            rows_limit: ROWS_LIMIT,
+            events_limit: EVENTS_LIMIT,
+            rows: BTreeMap::new(),
+            events: Vec::new(),
+            events_dropped: 0,
+            rows_dropped: 0,
+            faults: 0,
+            observed: 0,
+        }
+    }
+}
+
 impl Tally {
+    /// One that only counts, in at most so many rows.
+    pub(crate) fn of_rows(rows_limit: usize) -> Self {
+        Self {
+            rows_limit,
+            events_limit: 0,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn rows(&self) -> impl Iterator<Item = (&Key, &Count)> {
         self.rows.iter()
     }
@@ -63,7 +89,7 @@ impl Recorder for Tally {
         } else if event.outcome == Outcome::Fault {
             self.faults += 1;
         }
-        if self.events.len() < EVENTS_LIMIT {
+        if self.events.len() < self.events_limit {
             self.events.push(*event);
         } else {
             self.events_dropped += 1;
@@ -73,7 +99,7 @@ impl Recorder for Tally {
             reason: event.reason,
             outcome: event.outcome,
         };
-        if self.rows.len() >= ROWS_LIMIT && !self.rows.contains_key(&key) {
+        if self.rows.len() >= self.rows_limit && !self.rows.contains_key(&key) {
             self.rows_dropped += 1;
             return;
         }

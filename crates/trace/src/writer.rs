@@ -97,6 +97,11 @@ impl<W: Write> Writer<W> {
         self.begun = 0;
     }
 
+    /// What became of everything, up to the last [`Writer::flush`].
+    pub fn written(&self) -> &Written {
+        &self.written
+    }
+
     /// Writes all that is left, and says what became of everything.
     pub fn finish(mut self) -> Written {
         self.flush();
