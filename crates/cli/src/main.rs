@@ -5,6 +5,7 @@
 
 mod backend;
 mod check;
+mod collect;
 mod console;
 mod diff;
 mod explain;
@@ -16,6 +17,7 @@ mod log;
 mod observe;
 mod output;
 mod policy;
+mod pump;
 mod report;
 mod run;
 mod schema;
@@ -56,6 +58,8 @@ enum Command {
     Diff(diff::Args),
     Import(import::Args),
     Schema(schema::Args),
+    #[command(hide = true)]
+    Collect(collect::Args),
 }
 
 /// How a verb ended, where nothing went wrong.
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Collect(args) => collect::run(&args),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,

@@ -79,7 +79,7 @@ enum Observe {
 }
 
 /// What a guest without a policy runs under.
-const OBSERVE: &str = "\
+pub(crate) const OBSERVE: &str = "\
 # KVM's own behaviour; what KVM refuses is seen.
 version = 1
 
@@ -162,6 +162,18 @@ fn seen(observation: Observation) -> &'static str {
 
 /// What a trace says of the run that it is of.
 fn facts(args: &Args, backend: &str, observation: Observation, compiled: &[Compiled]) -> Facts {
+    Facts {
+        guest: match &args.guest {
+            Some(path) => path.display().to_string(),
+            None => "the tour".to_owned(),
+        },
+        backend: backend.to_owned(),
+        ..policy_facts(compiled, observation)
+    }
+}
+
+/// The part of it that does not depend on what is run.
+pub(crate) fn policy_facts(compiled: &[Compiled], observation: Observation) -> Facts {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let command: Vec<_> = env::args_os()
         .map(|word| word.to_string_lossy().into_owned())
@@ -173,11 +185,6 @@ fn facts(args: &Args, backend: &str, observation: Observation, compiled: &[Compi
     Facts {
         program: concat!("msrgate ", env!("CARGO_PKG_VERSION")).to_owned(),
         command: command.join(" "),
-        guest: match &args.guest {
-            Some(path) => path.display().to_string(),
-            None => "the tour".to_owned(),
-        },
-        backend: backend.to_owned(),
         kernel: kernel.trim_end().to_owned(),
         observation: Some(observation),
         policies: compiled
@@ -188,6 +195,7 @@ fn facts(args: &Args, backend: &str, observation: Observation, compiled: &[Compi
             .iter()
             .flat_map(|compiled| compiled.sources.iter().skip(1).map(source))
             .collect(),
+        ..Facts::default()
     }
 }
 

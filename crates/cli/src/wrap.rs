@@ -1,33 +1,55 @@
-//! `msrgate wrap`: run somebody else's program with a /dev/kvm that msrgate answers.
+//! `msrgate wrap`: run somebody else's program with a /dev/kvm that msrgate watches or answers.
 //!
-//! [`run`] checks what would fail without a word ([`program`]), finds the preload library, and becomes the
-//! program: nothing of msrgate stays behind but the library in the program's environment.
+//! [`run`] tries all that could go wrong, and only then becomes the program: pid, terminal, signals and exit status are
+//! the program's own. What stays of msrgate is the preload library in the program, and, where somebody wants to see
+//! something, the collector beside it ([`crate::collect`]).
 
+mod library;
+mod plan;
 mod program;
 
-use std::env;
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::IntoRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::ValueEnum;
+use msrgate_trace::channel::Channel;
+use rustix::io::FdFlags;
 
-use crate::Status;
+use self::plan::Plan;
+use crate::{Status, collect, warn};
 
-/// The file that `cargo build` makes of the crate msrgate-preload.
-const LIBRARY: &str = "libmsrgate_preload.so";
-
-/// Run a program with a /dev/kvm that msrgate answers.
+/// Run a VMM under a policy, or with a /dev/kvm that msrgate answers.
 ///
 /// The program is not changed: a library takes the place of the few libc functions with which it would open
 /// and use /dev/kvm. The exit status is the program's own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// What MSR accesses do [default: what KVM and the VMM make of them]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// What stands behind /dev/kvm.
     #[arg(long, value_enum, default_value = "auto")]
     kvm: Kvm,
+    /// Which accesses are seen [default: auto with --trace, --stats or --metrics, else off]
+    #[arg(long, value_enum)]
+    observe: Option<Observe>,
+    /// Write each MSR access to a trace; of a second VM to FILE.2, and so on
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print what became of the guest's accesses when the VMM ends, and when the collector gets SIGUSR1
+    #[arg(long)]
+    stats: bool,
+    /// Keep a file of metrics up to date, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
+    /// What an access gets if msrgate itself fails
+    #[arg(long, value_enum, default_value = "deny")]
+    on_failure: OnFailure,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -43,69 +65,80 @@ enum Kvm {
     Soft,
 }
 
+/// Which accesses are seen, beyond those that leave the guest because of the policy or because KVM refuses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Observe {
+    /// As many as can be without a change for the guest
+    Auto,
+    /// Those too that can leave the guest and be done by KVM all the same
+    Filter,
+    /// No others
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnFailure {
+    /// #GP
+    Deny,
+    /// What KVM makes of it
+    Pass,
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
-    if args.kvm != Kvm::Soft {
-        bail!(
-            "wrapping the machine's own KVM needs a policy, which this version does not have yet; \
-             use --kvm soft"
-        );
-    }
     let (name, arguments) = args
         .program
         .split_first()
         .expect("clap asks for at least one word");
     let program = program::find(name)?;
-    let library = find_library()?;
-    if library.to_string_lossy().contains([' ', ':']) {
-        bail!(
-            "{}: LD_PRELOAD cannot hold a path with a space or a colon",
-            library.display()
-        );
+    let plan = Plan::of(args)?;
+    let mut command = Command::new(&program.path);
+    command.arg0(name).args(arguments);
+    if plan.needs_library() {
+        let on_failure = args.on_failure.to_possible_value();
+        command
+            .env("LD_PRELOAD", library::preload_list()?)
+            .env("MSRGATE_KVM", plan.kvm.word())
+            .env_remove(CHANNEL)
+            .env(
+                "MSRGATE_ON_FAILURE",
+                on_failure.expect("no value is hidden").get_name(),
+            );
+        if program.is_go {
+            warn(format_args!(
+                "{} is a Go program: what it does with /dev/kvm itself is not seen, only what programs do that \
+                 it starts",
+                program.path.display()
+            ));
+        }
     }
-    let error = Command::new(&program)
-        .arg0(name)
-        .args(arguments)
-        .env("LD_PRELOAD", preload_list(&library))
-        .env("MSRGATE_KVM", "soft")
-        .exec();
-    Err(error).with_context(|| format!("cannot run {}", program.display()))
+    // Lives until the program has it.
+    let channel = plan.channel()?;
+    if let Some(channel) = &channel {
+        let collector = plan.collector.as_ref();
+        let collector = collector.map(|args| collect::start(args, channel));
+        plan.announce(collector.transpose()?);
+        command.env(CHANNEL, inheritable(channel)?.to_string());
+    } else {
+        plan.announce(None);
+    }
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run {}", program.path.display()))
 }
 
-/// Ours comes first: it must stand before any other library that takes the place of the same functions.
-fn preload_list(library: &Path) -> OsString {
-    let mut list = library.as_os_str().to_owned();
-    if let Some(others) = env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
-        list.push(":");
-        list.push(others);
-    }
-    list
-}
+/// Where the library finds the channel.
+const CHANNEL: &str = "MSRGATE_CHANNEL";
 
-/// `MSRGATE_PRELOAD`, else beside this program, else where a package puts it.
-fn find_library() -> anyhow::Result<PathBuf> {
-    if let Some(named) = env::var_os("MSRGATE_PRELOAD") {
-        let named = PathBuf::from(named);
-        return named.canonicalize().with_context(|| {
-            format!(
-                "MSRGATE_PRELOAD names {}, which is not there",
-                named.display()
-            )
-        });
-    }
-    let program = env::current_exe().context("cannot tell where this program is")?;
-    let folder = program.parent().unwrap_or(Path::new("/"));
-    let places = [
-        folder.join(LIBRARY),
-        folder.join("../lib/msrgate").join(LIBRARY),
-    ];
-    let found = places.iter().find_map(|place| place.canonicalize().ok());
-    found.with_context(|| {
-        format!(
-            "{LIBRARY} is neither in {} nor in ../lib/msrgate; `cargo build --release` makes it, or \
-             MSRGATE_PRELOAD names it",
-            folder.display()
-        )
-    })
+/// Scripts choose small numbers for descriptors of their own; shells keep theirs at 10 and 255.
+const LOWEST_FD: i32 = 300;
+
+/// The number of a descriptor of the channel that `exec` leaves open.
+fn inheritable(channel: &Channel) -> anyhow::Result<i32> {
+    let duplicate = rustix::io::fcntl_dupfd_cloexec(channel.file(), LOWEST_FD)
+        // A limit that is lower than that.
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(channel.file(), 3));
+    let file = File::from(duplicate.context("no descriptor is left for the channel")?);
+    rustix::io::fcntl_setfd(&file, FdFlags::empty()).context("the channel cannot be inherited")?;
+    Ok(file.into_raw_fd())
 }
 
 #[cfg(test)]
@@ -127,17 +160,5 @@ mod tests {
         let args = line.map(|line| line.args).expect("a valid command line");
         assert_eq!(args.kvm, Kvm::Soft);
         assert_eq!(args.program, ["vmm", "--kvm", "real", "--", "-x"]);
-    }
-
-    #[test]
-    fn kvm_without_a_policy_is_refused() {
-        for kvm in [Kvm::Auto, Kvm::Real] {
-            let args = Args {
-                kvm,
-                program: vec!["true".into()],
-            };
-            let error = run(&args).expect_err("not in this version");
-            assert!(error.to_string().contains("--kvm soft"), "{error}");
-        }
     }
 }

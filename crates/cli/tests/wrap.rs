@@ -78,12 +78,6 @@ fn static_program_is_refused() {
 }
 
 #[test]
-fn real_kvm_is_refused_until_there_is_a_policy() {
-    refused(&["--kvm", "real", "true"], "needs a policy");
-    refused(&["true"], "needs a policy");
-}
-
-#[test]
 fn missing_library_says_how_to_make_it() {
     let mut command = command(&["--kvm", "soft", "true"]);
     command.env("MSRGATE_PRELOAD", "/no/such/library.so");

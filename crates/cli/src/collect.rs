@@ -1,0 +1,200 @@
+//! `msrgate collect`: the process beside a wrapped VMM that takes its events, and makes of them what was asked for.
+//!
+//! [`start`] is `wrap`'s side: it starts the process and waits until everything that can fail has been tried. The
+//! process has the channel as its standard input and says on its standard output whether it is ready. It is nobody's
+//! child and has no terminal, and it ends by itself once the VMM has ended, however that came about.
+
+mod metrics;
+mod outputs;
+mod processes;
+mod traces;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use msrgate_trace::channel::Channel;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+use self::outputs::{Outputs, Ring};
+use self::processes::Processes;
+use crate::Status;
+use crate::pump::Pace;
+
+/// Take the events of a wrapped VMM. `wrap` starts it.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Write each MSR access to a trace
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Print what became of the guest's accesses
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Keep a file of metrics up to date
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics: Option<PathBuf>,
+    /// Start another process that does it, and end
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+impl Args {
+    fn command(&self) -> Command {
+        // Even if the file was replaced meanwhile: both sides must be of one version.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("msrgate").arg("collect");
+        for (name, file) in [("--trace", &self.trace), ("--metrics", &self.metrics)] {
+            if let Some(file) = file {
+                command.arg(name).arg(file);
+            }
+        }
+        if self.stats {
+            command.arg("--stats");
+        }
+        command
+    }
+}
+
+/// The longest line in which a collector says why it cannot be.
+const ANSWER_BYTES: u64 = 4096;
+
+/// Starts a collector for this process, and waits until it is ready; its pid. It is not this process's child.
+pub(crate) fn start(args: &Args, channel: &Channel) -> anyhow::Result<u32> {
+    let (reader, writer) = io::pipe().context("cannot start the collector")?;
+    let stdin = channel.file().try_clone();
+    let status = args
+        .command()
+        .arg("--detach")
+        .stdin(stdin.context("cannot start the collector")?)
+        .stdout(writer)
+        .status()
+        .context("cannot start the collector")?;
+    let mut answer = String::new();
+    let mut reader = BufReader::new(reader.take(ANSWER_BYTES));
+    reader
+        .read_line(&mut answer)
+        .context("cannot start the collector")?;
+    let answer = answer.trim_end();
+    match answer.strip_prefix(READY).and_then(|pid| pid.parse().ok()) {
+        Some(pid) => Ok(pid),
+        None if answer.is_empty() => bail!("the collector ended before it was ready ({status})"),
+        None => bail!("{answer}"),
+    }
+}
+
+const READY: &str = "ready ";
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
+    if args.detach {
+        // What the VMM inherits must end with the VMM.
+        close_fds::set_fds_cloexec_threadsafe(3, &[]);
+        args.command().spawn()?;
+        return Ok(Status::Done);
+    }
+    match Collector::new(args) {
+        Ok(collector) => {
+            writeln!(io::stdout(), "{READY}{}", std::process::id())?;
+            collector.run();
+        }
+        Err(error) => writeln!(io::stdout(), "{error:#}")?,
+    }
+    Ok(Status::Done)
+}
+
+struct Collector {
+    channel: Channel,
+    rings: Vec<Ring>,
+    processes: Processes,
+    signals: Signals,
+    outputs: Outputs,
+}
+
+impl Collector {
+    /// Tries all that can fail.
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        // Signals of the terminal are for the VMM. It fails only where there is no terminal to leave.
+        let _ = rustix::process::setsid();
+        // Caught, so that none of them ends us.
+        let signals = Signals::new([SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGUSR1])
+            .context("the collector cannot catch signals")?;
+        let channel = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+        let channel = Channel::open(channel.context("the collector has no channel")?)
+            .context("the collector has no channel")?;
+        let vmm = channel.start().pid;
+        let collector = Self {
+            processes: Processes::of(vmm).context("the collector cannot watch the VMM")?,
+            rings: Vec::new(),
+            signals,
+            outputs: Outputs::create(args, &channel)?,
+            channel,
+        };
+        if args.stats {
+            collector.channel.promise_report();
+        }
+        Ok(collector)
+    }
+
+    /// Until the VMM has ended.
+    fn run(mut self) {
+        let mut pace = Pace::new();
+        loop {
+            // What is recorded by now is seen by the look that follows.
+            let is_left = self.is_left();
+            let has_ended = !self.processes.any_live();
+            let count = self.look();
+            if (is_left || has_ended) && count == 0 {
+                self.outputs.end();
+                self.channel.report_is_done();
+            }
+            if has_ended && count == 0 {
+                break;
+            }
+            if self.signals.pending().any(|signal| signal == SIGUSR1) {
+                self.outputs.report();
+            }
+            self.outputs.keep_up(self.rings.len());
+            pace.rest(count);
+        }
+    }
+
+    /// Whether the VMM waits for the table, and nobody else is still at work.
+    fn is_left(&self) -> bool {
+        self.channel.is_left() && !self.processes.others_live()
+    }
+
+    /// Takes what there is, and says how much it was.
+    fn look(&mut self) -> usize {
+        match self.channel.claimed() {
+            Ok(claimed) => {
+                for ring in claimed {
+                    self.processes.watch(ring.who().pid);
+                    self.rings.push(Ring::new(ring));
+                }
+            }
+            Err(error) => {
+                let message = format!("a vCPU's accesses cannot be seen: {error}");
+                self.outputs.complain(message);
+            }
+        }
+        let mut count = 0;
+        let mut at = 0;
+        while let Some(ring) = self.rings.get_mut(at) {
+            let is_gone = ring.inlet.source.is_closed() || !self.processes.lives(ring.who().pid);
+            let taken = self.outputs.take(ring, self.channel.now_ns());
+            count += taken;
+            if is_gone && taken == 0 {
+                let ring = self.rings.swap_remove(at);
+                self.channel.release(ring.inlet.source);
+            } else {
+                at += 1;
+            }
+        }
+        self.outputs.note_refused(self.channel.refused());
+        count
+    }
+}
