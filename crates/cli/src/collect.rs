@@ -18,7 +18,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use msrgate_trace::channel::Channel;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use self::outputs::{Outputs, Ring};
@@ -119,8 +119,8 @@ impl Collector {
     fn new(args: &Args) -> anyhow::Result<Self> {
         // Signals of the terminal are for the VMM. It fails only where there is no terminal to leave.
         let _ = rustix::process::setsid();
-        // Caught, so that none of them ends us.
-        let signals = Signals::new([SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGUSR1])
+        // Caught, so that none of them ends us; the last is what a file gets that is longer than it may be.
+        let signals = Signals::new([SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGUSR1, SIGXFSZ])
             .context("the collector cannot catch signals")?;
         let channel = io::stdin().as_fd().try_clone_to_owned().map(File::from);
         let channel = Channel::open(channel.context("the collector has no channel")?)

@@ -1,69 +1,24 @@
 //! `msrgate run --trace` from outside: what is in the file, whatever becomes of the program and the disk.
 
-use std::fs::{self, File};
+use std::fs::{self};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use msrgate_core::{Event, ExitReason, MsrIndex, Outcome};
-use msrgate_trace::{Facts, Observation, Reader, Summary};
+use msrgate_core::{ExitReason, MsrIndex, Outcome};
+use msrgate_trace::Observation;
 use serde_json::Value;
 
 #[path = "support/mod.rs"]
 mod support;
 
-use support::{Elf, backends, command, file, msrgate, say, stderr, stdout};
+#[path = "support/traced.rs"]
+mod traced;
 
-/// A whole trace.
-struct Trace {
-    facts: Facts,
-    events: Vec<Event>,
-    times: Vec<u64>,
-    summary: Summary,
-}
-
-fn read(path: &Path) -> Trace {
-    let mut reader = Reader::new(File::open(path).expect("a file")).expect("a trace");
-    let facts = reader.header().facts.clone();
-    let timed: Vec<_> = reader
-        .by_ref()
-        .map(|timed| timed.expect("a readable file"))
-        .collect();
-    Trace {
-        facts,
-        events: timed.iter().map(|timed| timed.event).collect(),
-        times: timed.iter().map(|timed| timed.time_ns).collect(),
-        summary: *reader.summary(),
-    }
-}
-
-fn output(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_file(&path);
-    path
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
-
-/// Reads of MSR 0x474f4f00: as many as this, then the end; or for ever.
-fn reader(name: &str, count: Option<u32>) -> PathBuf {
-    let code = match count {
-        // mov ecx, 0x474f4f00; mov ebx, count; again: rdmsr; dec ebx; jnz again; out 0xf4, al
-        Some(count) => [
-            &[0xb9, 0x00, 0x4f, 0x4f, 0x47, 0xbb][..],
-            &count.to_le_bytes(),
-            &[0x0f, 0x32, 0xff, 0xcb, 0x75, 0xfa, 0xe6, 0xf4],
-        ]
-        .concat(),
-        // mov ecx, 0x474f4f00; again: rdmsr; jmp again
-        None => vec![0xb9, 0x00, 0x4f, 0x4f, 0x47, 0x0f, 0x32, 0xeb, 0xfc],
-    };
-    file(name, &Elf::new(&code).bytes())
-}
+use support::{backends, command, file, msrgate, say, stderr, stdout};
+use traced::{output, read, reader, text};
 
 /// Under it, MSR 0x474f4f00 reads as 0.
 fn ignoring(name: &str) -> PathBuf {

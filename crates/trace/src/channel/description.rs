@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::{Resource, getrlimit};
 
 use super::layout::{self, FACTS_AT, RINGS, ring};
 use crate::header::FACTS_LIMIT_BYTES;
@@ -110,7 +111,14 @@ pub(super) fn sealed(description: &Description, header: &[u8]) -> io::Result<Fil
         // Linux before 6.3 does not know the flag.
         .or_else(|_| rustix::fs::memfd_create("msrgate", flags))?;
     let file = File::from(file);
-    file.set_len(description.file_bytes())?;
+    let bytes = description.file_bytes();
+    let limit = getrlimit(Resource::Fsize).current;
+    if limit.is_some_and(|limit| limit < bytes) {
+        // To pass it is to get SIGXFSZ.
+        let text = format!("it takes {bytes:#x} bytes, and the limit of file sizes is lower");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    file.set_len(bytes)?;
     file.write_all_at(&description.encode(), 0)?;
     file.write_all_at(header, FACTS_AT as u64)?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
