@@ -1,4 +1,5 @@
-//! Linux's own test of user-space MSR control, unmodified, on the real and on the embedded KVM.
+//! Linux's own test of user-space MSR control, unmodified, on the real and on the embedded KVM, and while it is
+//! observed there.
 //!
 //! [`source`] gets and builds the selftests of Debian's `linux-source-6.12`; this file runs them. A world
 //! ([`World`]) is a way to give a test its /dev/kvm. The test's own exit status decides, as in the kernel's
@@ -53,15 +54,39 @@ pub(crate) struct Options {
 enum World {
     /// The machine's own
     Kvm,
+    /// The machine's own, its MSR accesses observed by `msrgate wrap --observe filter`
+    KvmObserved,
     /// The embedded one, through `msrgate wrap --kvm soft`
     Soft,
+    /// The embedded one, observed in the same way
+    SoftObserved,
+}
+
+impl World {
+    const ALL: [Self; 4] = [Self::Kvm, Self::KvmObserved, Self::Soft, Self::SoftObserved];
+
+    /// The options of `msrgate wrap` for it, if it needs that; behind `--trace` comes a file.
+    const fn wrapped(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Kvm => None,
+            Self::KvmObserved => Some(&["--kvm", "real", "--observe", "filter", "--trace"]),
+            Self::Soft => Some(&["--kvm", "soft"]),
+            Self::SoftObserved => Some(&["--kvm", "soft", "--observe", "filter", "--trace"]),
+        }
+    }
+
+    const fn needs_dev_kvm(self) -> bool {
+        matches!(self, Self::Kvm | Self::KvmObserved)
+    }
 }
 
 impl fmt::Display for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kvm => "kvm",
+            Self::KvmObserved => "kvm-observed",
             Self::Soft => "soft",
+            Self::SoftObserved => "soft-observed",
         })
     }
 }
@@ -135,20 +160,24 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// The worlds that were asked for, each with the reason why it cannot run here.
 fn worlds(options: &Options) -> Result<Vec<(World, Option<String>)>> {
-    let mut worlds = Vec::new();
-    if options.on != Some(World::Soft) {
-        worlds.push((World::Kvm, no_kvm()?));
-    }
-    if options.on != Some(World::Kvm) {
+    let chosen: Vec<World> = World::ALL
+        .into_iter()
+        .filter(|world| options.on.is_none_or(|on| on == *world))
+        .collect();
+    if chosen.iter().any(|world| world.wrapped().is_some()) {
         let mut build = shell::cargo();
         build.args(["build", "-p", "msrgate", "-p", "msrgate-preload"]);
         if options.release {
             build.arg("--release");
         }
         shell::run(&mut build)?;
-        worlds.push((World::Soft, None));
     }
-    Ok(worlds)
+    let no_kvm = match chosen.iter().any(|world| world.needs_dev_kvm()) {
+        true => no_kvm()?,
+        false => None,
+    };
+    let why = |world: &World| no_kvm.clone().filter(|_| world.needs_dev_kvm());
+    Ok(chosen.iter().map(|world| (*world, why(world))).collect())
 }
 
 /// Why the real KVM cannot be used, if it cannot. `MSRGATE_REQUIRE_KVM=1` makes that an error.
@@ -167,12 +196,16 @@ fn no_kvm() -> Result<Option<String>> {
 fn run_one(program: &Path, world: World, folder: &Path, options: &Options) -> Result<Outcome> {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let log = folder.join("log").join(format!("{name}.{world}"));
-    let mut command = match world {
-        World::Kvm => Command::new(program),
-        World::Soft => {
+    let mut command = match world.wrapped() {
+        None => Command::new(program),
+        Some(how) => {
             let profile = if options.release { "release" } else { "debug" };
             let mut wrap = Command::new(shell::target_dir().join(profile).join("msrgate"));
-            wrap.args(["wrap", "--kvm", "soft", "--"]).arg(program);
+            wrap.arg("wrap").args(how);
+            if how.contains(&"--trace") {
+                wrap.arg(log.with_extension(format!("{world}.msrtrace")));
+            }
+            wrap.arg("--").arg(program);
             wrap
         }
     };
