@@ -17,7 +17,7 @@ use kvm_bindings::{
     kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_run__bindgen_ty_1__bindgen_ty_13,
     kvm_run__bindgen_ty_1__bindgen_ty_23,
 };
-use msrgate_core::{Errno, Gp, VmEntry, VmExit};
+use msrgate_core::{Errno, ExitReason, Gp, VmEntry, VmExit};
 
 use crate::fd;
 
@@ -129,6 +129,14 @@ impl RunPage {
         } else {
             Err(Gp)
         }
+    }
+
+    /// Makes that access one that left for another reason: KVM asks only for the answer.
+    pub fn set_msr_reason(&self, reason: ExitReason) {
+        self.set_member(Msr {
+            reason: reason.0,
+            ..self.member()
+        });
     }
 
     /// What an MSR exit replaces in the page.

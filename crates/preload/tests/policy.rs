@@ -193,12 +193,15 @@ fn policy_answers_and_the_vmm_sees_nothing_of_it() {
 }
 
 /// Filters, masks, exits and refusals of the VMM's own, in all orders.
-const OWN: [&str; 27] = [
+const OWN: [&str; 30] = [
     "r:35",
     "mask:7",
     "r:474f4f00",
     "w:474f4f00:1",
     "w:474f4f00:2",
+    "r:210",
+    "w:2ff:ffff",
+    "w:2ff:fffe",
     "deny:35,c0000084",
     "r:35",
     "w:35:1",

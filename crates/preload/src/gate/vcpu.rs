@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use msrgate_core::{
-    Action, Errno, Event, ExitReason, FilterReader, Gate, Gp, HostMsrs, Outcome, Recorder, VcpuId,
-    Verdict, VmEntry, VmExit,
+    Action, Errno, Event, ExitReason, FilterReader, Gate, Gp, HostMsrs, Outcome, Recorder, Rule,
+    VcpuId, Verdict, VmEntry, VmExit,
 };
 use msrgate_kvm::abi::KVM_SET_SIGNAL_MASK;
 use msrgate_kvm::{ExitRecord, RunPage};
@@ -79,6 +79,8 @@ enum Owner {
     Program,
     /// Nobody listens: #GP, as KVM does then.
     Nobody,
+    /// It left only to be seen, and what KVM refuses is the program's.
+    Kvm,
 }
 
 impl VcpuGate {
@@ -165,15 +167,23 @@ impl VcpuGate {
             tells_rip: state.gate.recorder().is_some(),
         };
         let entry = match self.owner(&mut state, &exit) {
-            Owner::Program => {
-                state.program_answers = Some((exit, host.rip()));
-                return Next::Return;
-            }
+            Owner::Policy => self.answer(&mut state, &exit, &mut host),
+            Owner::Program => return self.leave_to_program(&mut state, exit, host.rip()),
             Owner::Nobody => {
-                self.record(&mut state, &exit, host.rip(), Err(Gp));
+                self.record(&mut state, &exit, host.rip(), 0, Outcome::Fault);
                 faulting(&exit)
             }
-            Owner::Policy => self.answer(&mut state, &exit, &mut host),
+            Owner::Kvm => match done_by_kvm(&exit, &mut host) {
+                Some((entry, value)) => {
+                    self.record(&mut state, &exit, host.rip(), value, Outcome::Forwarded);
+                    entry
+                }
+                None => {
+                    self.page.set_msr_reason(ExitReason::INVAL);
+                    let refused = self.page.msr_exit().unwrap_or(exit);
+                    return self.leave_to_program(&mut state, refused, host.rip());
+                }
+            },
         };
         self.page.complete_msr(entry);
         call.is_hidden = true;
@@ -227,17 +237,9 @@ impl VcpuGate {
             access.instruction(),
             fallback.gives()
         ));
-        match (fallback, reason, *exit) {
-            (OnFailure::Pass, ExitReason::FILTER, VmExit::Wrmsr { value, .. }) => {
-                let done = host.set_msr(index, value);
-                VmEntry::CompleteWrmsr(if done == Ok(true) { Ok(()) } else { Err(Gp) })
-            }
-            (OnFailure::Pass, ExitReason::FILTER, _) => {
-                let value = host.get_msr(index).ok().flatten();
-                VmEntry::CompleteRdmsr(value.ok_or(Gp))
-            }
-            _ => faulting(exit),
-        }
+        let may_pass = fallback == OnFailure::Pass && reason == ExitReason::FILTER;
+        let passed = may_pass.then(|| done_by_kvm(exit, host)).flatten();
+        passed.map_or(faulting(exit), |(entry, _)| entry)
     }
 
     fn owner(&self, state: &mut State, exit: &VmExit) -> Owner {
@@ -245,39 +247,58 @@ impl VcpuGate {
             return Owner::Program;
         };
         let rule = state.gate.image().rule(index, access, reason);
-        let is_as_without_policy = if reason == ExitReason::FILTER {
-            let verdict = state.program_filter.verdict(index, access);
-            verdict == Verdict::Deny && rule.action == Action::Allow
-        } else {
-            rule.action == Action::Fault
+        let is_filtered = reason == ExitReason::FILTER;
+        let is_denied = is_filtered && state.program_filter.verdict(index, access) == Verdict::Deny;
+        let is_as_without_policy = match rule.action {
+            Action::Allow => is_denied,
+            Action::Fault => !is_filtered,
+            _ => false,
         };
-        match is_as_without_policy {
-            false => Owner::Policy,
-            true if self.vm.program_wants(reason) => Owner::Program,
-            true if reason == ExitReason::FILTER => Owner::Nobody,
-            true => Owner::Policy,
+        if is_as_without_policy && self.vm.program_wants(reason) {
+            Owner::Program
+        } else if is_as_without_policy && is_filtered {
+            Owner::Nobody
+        } else if is_filtered && rule == Rule::ALLOW && self.vm.program_wants(ExitReason::INVAL) {
+            Owner::Kvm
+        } else {
+            Owner::Policy
         }
+    }
+
+    /// Its answer is there when the vCPU runs next.
+    fn leave_to_program(&self, state: &mut State, exit: VmExit, rip: Option<u64>) -> Next {
+        state.program_answers = Some((exit, rip));
+        Next::Return
     }
 
     /// The event of an access that the program has answered.
     fn record_programs_answer(&self, state: &mut State, exit: &VmExit, rip: Option<u64>) {
-        let answer = match exit {
-            // It may have done nothing, or taken the exit for another one.
-            _ if self.page.msr_exit() != Some(*exit) => return,
-            VmExit::Wrmsr { value, .. } => self.page.msr_answer().map(|_| *value),
-            _ => self.page.msr_answer(),
-        };
-        self.record(state, exit, rip, answer);
+        // It may have put something else there.
+        if self.page.msr_exit() != Some(*exit) {
+            return;
+        }
+        match self.page.msr_answer() {
+            Ok(value) => self.record(state, exit, rip, value, Outcome::Vmm),
+            Err(Gp) => self.record(state, exit, rip, 0, Outcome::Fault),
+        }
     }
 
-    fn record(&self, state: &mut State, exit: &VmExit, rip: Option<u64>, answer: Result<u64, Gp>) {
+    /// The event of an access that the gate did not answer; `read` is what a read reads.
+    fn record(
+        &self,
+        state: &mut State,
+        exit: &VmExit,
+        rip: Option<u64>,
+        read: u64,
+        outcome: Outcome,
+    ) {
         let Some((index, access, reason)) = exit.msr_access() else {
             return;
         };
         let log = state.gate.image().rule(index, access, reason).log;
-        let written = match *exit {
+        let value = match *exit {
             VmExit::Wrmsr { value, .. } => value,
-            _ => 0,
+            _ => read,
         };
         state.gate.recorder_mut().record(&Event {
             vcpu: self.id,
@@ -285,11 +306,8 @@ impl VcpuGate {
             access,
             reason,
             rip,
-            value: answer.unwrap_or(written),
-            outcome: match answer {
-                Ok(_) => Outcome::Vmm,
-                Err(Gp) => Outcome::Fault,
-            },
+            value,
+            outcome,
             log,
         });
     }
@@ -302,6 +320,17 @@ impl VcpuGate {
             Err(TryLockError::WouldBlock) => None,
         }
     }
+}
+
+/// What the host path makes of an access, and what is read; `None` where KVM refuses.
+fn done_by_kvm(exit: &VmExit, host: &mut HostPath<'_>) -> Option<(VmEntry, u64)> {
+    let (index, ..) = exit.msr_access()?;
+    if let VmExit::Wrmsr { value, .. } = *exit {
+        let done = host.set_msr(index, value) == Ok(true);
+        return done.then_some((VmEntry::CompleteWrmsr(Ok(())), 0));
+    }
+    let value = host.get_msr(index).ok()??;
+    Some((VmEntry::CompleteRdmsr(Ok(value)), value))
 }
 
 fn faulting(exit: &VmExit) -> VmEntry {
