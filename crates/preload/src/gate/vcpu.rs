@@ -5,6 +5,7 @@
 //! that KVM refuses for a reason that the program asked for, is the program's, unless the policy says something else
 //! than KVM would. Nothing here waits for a lock, or allocates.
 
+use std::cell::Cell;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -137,10 +138,10 @@ impl VcpuGate {
         }
         let State { gate, thread, .. } = &mut *state;
         if let Some(ring) = gate.recorder_mut() {
-            let now = rustix::thread::gettid().as_raw_nonzero().get();
-            if *thread != now.cast_unsigned() {
-                *thread = now.cast_unsigned();
-                ring.runs_on(*thread);
+            let now = this_thread();
+            if *thread != now {
+                *thread = now;
+                ring.runs_on(now);
             }
         }
         call
@@ -320,6 +321,23 @@ impl VcpuGate {
             Err(TryLockError::WouldBlock) => None,
         }
     }
+}
+
+/// The kernel's number of this thread; it is asked once.
+fn this_thread() -> u32 {
+    thread_local!(static NUMBER: Cell<u32> = const { Cell::new(0) });
+    let ask = || {
+        rustix::thread::gettid()
+            .as_raw_nonzero()
+            .get()
+            .cast_unsigned()
+    };
+    NUMBER.with(|number| {
+        if number.get() == 0 {
+            number.set(ask());
+        }
+        number.get()
+    })
 }
 
 /// What the host path makes of an access, and what is read; `None` where KVM refuses.
