@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// Debian's kernel package; without it the newest kernel that is installed, else the newest that apt has
     #[arg(long, value_name = "PACKAGE")]
     kernel: Option<String>,
+    /// Processors of the machine; each is a thread of QEMU's
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "intel")]
+    cpus: u8,
     /// Only the jobs whose name holds this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -91,6 +94,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     println!("lab: {}, Linux {}", platform.title(), kernel.version);
     let mut lab = Lab {
         platform,
+        cpus: options.cpus,
         kernel: &kernel,
         folder: &folder,
         jobs: &jobs,
@@ -117,6 +121,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 struct Lab<'a> {
     platform: Platform,
+    cpus: u8,
     kernel: &'a Kernel,
     folder: &'a Path,
     jobs: &'a [Job],
@@ -153,7 +158,9 @@ impl Lab<'_> {
     fn boot(&mut self, first: usize) -> Result<(usize, Option<String>)> {
         let jobs = &self.jobs[first..];
         let started = Instant::now();
-        let mut command = self.platform.machine(self.kernel, jobs, self.folder)?;
+        let mut command = self
+            .platform
+            .machine(self.kernel, jobs, self.cpus, self.folder)?;
         let results = self.folder.join("results.log");
         let mut ended = 0;
         let limits: Vec<_> = jobs

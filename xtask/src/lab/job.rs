@@ -19,7 +19,11 @@ use crate::shell;
 const DATA: [&str; 2] = ["testdata", "examples/policies"];
 
 /// The environment of tests, on both platforms.
-const ENVIRONMENT: [&str; 2] = ["MSRGATE_REQUIRE_KVM=1", "MSRGATE_DIFF_CASES=2000"];
+const ENVIRONMENT: [&str; 3] = [
+    "MSRGATE_REQUIRE_KVM=1",
+    "MSRGATE_DIFF_CASES=2000",
+    "MSRGATE_EXPLAIN_CASES=400",
+];
 
 /// A program with all that it needs.
 pub(super) struct Job {

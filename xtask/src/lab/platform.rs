@@ -58,21 +58,27 @@ impl Platform {
     }
 
     /// The command of a machine that runs `jobs`: its console goes to `kernel.log`, what the jobs say to
-    /// `results.log`.
-    pub(super) fn machine(self, kernel: &Kernel, jobs: &[Job], folder: &Path) -> Result<Command> {
+    /// `results.log`. Bochs has one processor, whatever `cpus` says.
+    pub(super) fn machine(
+        self,
+        kernel: &Kernel,
+        jobs: &[Job],
+        cpus: u8,
+        folder: &Path,
+    ) -> Result<Command> {
         let initramfs = folder.join("initramfs.cpio");
         image::write(&initramfs, kernel, self.module(), jobs)?;
         for log in ["kernel.log", "results.log"] {
             fs::write(folder.join(log), "").context("cannot make the logs")?;
         }
         match self {
-            Self::Amd => Ok(qemu(kernel, folder, &initramfs)),
+            Self::Amd => Ok(qemu(kernel, cpus, folder, &initramfs)),
             Self::Intel => bochs(kernel, folder, &initramfs),
         }
     }
 }
 
-fn qemu(kernel: &Kernel, folder: &Path, initramfs: &Path) -> Command {
+fn qemu(kernel: &Kernel, cpus: u8, folder: &Path, initramfs: &Path) -> Command {
     let serial = |log: &str| format!("file:{}", folder.join(log).display());
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
@@ -85,6 +91,7 @@ fn qemu(kernel: &Kernel, folder: &Path, initramfs: &Path) -> Command {
         "-m",
         "2048",
     ])
+    .args(["-smp", &cpus.to_string()])
     .args([
         "-nodefaults",
         "-no-user-config",
