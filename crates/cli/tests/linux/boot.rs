@@ -1,5 +1,6 @@
 //! Booting: [`Linux`], and what became of it, [`Boot`].
 
+use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -31,7 +32,7 @@ pub(crate) struct Boot {
 impl Linux {
     /// The one that the lab made.
     pub(crate) fn or_skip() -> Option<Self> {
-        let Some(folder) = std::env::var_os("MSRGATE_LINUX") else {
+        let Some(folder) = env::var_os("MSRGATE_LINUX") else {
             say(
                 "SKIP(linux): MSRGATE_LINUX names no folder with vmlinuz and initramfs; cargo xtask lab makes one",
             );
@@ -79,6 +80,12 @@ impl Linux {
             .chain(qemu.iter().map(String::as_str));
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words).stdin(Stdio::null());
+        // What `msrgate wrap` loads is where cargo puts it: beside this test.
+        let test = env::current_exe().expect("a running program has a path");
+        command.env(
+            "MSRGATE_PRELOAD",
+            test.with_file_name("libmsrgate_preload.so"),
+        );
         command.stderr(File::create(&stderr).expect("the test's folder can be written"));
         let mut child = command.spawn().expect("QEMU starts");
         let status = wait(&mut child);

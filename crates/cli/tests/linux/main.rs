@@ -7,10 +7,14 @@
 mod boot;
 mod console;
 mod tracepoint;
+mod wrapped;
 
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "makes small guests too")]
 mod support;
+#[path = "../support/traced.rs"]
+#[expect(dead_code, reason = "makes guests that fill traces too")]
+mod traced;
 
 use std::sync::OnceLock;
 
