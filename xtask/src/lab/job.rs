@@ -1,7 +1,8 @@
 //! The programs of the lab, with all that they need: [`Job`].
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use serde::Deserialize;
 
 use super::kernel::Kernel;
 use super::linux::{self, Linux};
-use super::plan::{CargoTest, LINUX_LIMIT, LinuxTest, Plan};
+use super::plan::{CargoTest, LINUX_LIMIT, LinuxTest, Plan, Way};
 use super::platform::Platform;
 use super::summary::Summary;
 use crate::selftest;
@@ -17,6 +18,9 @@ use crate::shell;
 
 /// What tests read at run time, from the workspace's root.
 const DATA: [&str; 2] = ["testdata", "examples/policies"];
+
+/// What `msrgate wrap` loads.
+const LIBRARY: &str = "libmsrgate_preload.so";
 
 /// The environment of tests, on both platforms.
 const ENVIRONMENT: [&str; 3] = [
@@ -77,7 +81,7 @@ pub(super) fn build(
     for plan in plans {
         let mut job = match plan {
             Plan::Cargo(test) => built.job(plan.name(), test, platform)?,
-            Plan::Linux(test) => test.job(plan.name())?,
+            Plan::Linux(test) => test.job(plan.name(), &built)?,
         };
         if plan.boots_linux() {
             let linux = Linux::write(kernel, folder)?;
@@ -92,25 +96,36 @@ pub(super) fn build(
 }
 
 impl LinuxTest {
-    fn job(&self, name: String) -> Result<Job> {
+    fn job(&self, name: String, built: &Built) -> Result<Job> {
         let program = selftest::program(self.test)?;
-        let (command, arguments) = if self.is_forced {
-            let script = format!(
-                "echo 1 >{FORCE} && '{}'; status=$?; echo 0 >{FORCE}; exit $status",
-                program.display()
-            );
-            ("sh".to_owned(), vec!["-c".to_owned(), script])
-        } else {
-            (program.display().to_string(), Vec::new())
+        let mut programs = vec![program.clone()];
+        let mut environment = Vec::new();
+        let (command, arguments) = match self.way {
+            Way::Plain => (program.display().to_string(), Vec::new()),
+            Way::Forced => {
+                let script = format!(
+                    "echo 1 >{FORCE} && '{}'; status=$?; echo 0 >{FORCE}; exit $status",
+                    program.display()
+                );
+                ("sh".to_owned(), vec!["-c".to_owned(), script])
+            }
+            Way::Watched => {
+                let (msrgate, library) = built.wrap()?;
+                environment.push(format!("MSRGATE_PRELOAD={}", library.display()));
+                programs.extend([msrgate.clone(), library]);
+                let words = WRAP.iter().map(|&word| word.to_owned());
+                let arguments = words.chain([program.display().to_string()]).collect();
+                (msrgate.display().to_string(), arguments)
+            }
         };
         Ok(Job {
             name,
             folder: PathBuf::from("/tmp"),
             scratch: PathBuf::from("/tmp"),
-            programs: vec![program],
+            programs,
             data: Vec::new(),
             limit: LINUX_LIMIT,
-            environment: Vec::new(),
+            environment,
             command,
             arguments,
         })
@@ -118,6 +133,12 @@ impl LinuxTest {
 }
 
 const FORCE: &str = "/sys/module/kvm/parameters/force_emulation_prefix";
+
+/// What a selftest is watched by.
+#[rustfmt::skip]
+const WRAP: [&str; 8] = [
+    "wrap", "--kvm", "real", "--observe", "filter", "--trace", "/tmp/selftest.msrtrace", "--",
+];
 
 /// What cargo built.
 #[derive(Default)]
@@ -152,7 +173,7 @@ struct Profile {
 
 impl Built {
     fn with_cargo(plans: &[Plan]) -> Result<Self> {
-        if !plans.iter().any(|plan| matches!(plan, Plan::Cargo(_))) {
+        if !plans.iter().any(Plan::needs_cargo) {
             return Ok(Self::default());
         }
         let mut cargo = shell::cargo();
@@ -192,7 +213,12 @@ impl Built {
                 .of_package(test.package)
                 .filter(|other| !other.profile.test);
             programs.extend(started.filter_map(|other| other.executable.clone()));
-            programs.push(program.with_file_name("libmsrgate_preload.so"));
+            programs.push(program.with_file_name(LIBRARY));
+        }
+        if let Some(name) = test.client {
+            programs.push(program.with_file_name(LIBRARY));
+            programs.push(client(&artifact.manifest_path, name)?);
+            environment.push("CC=true".to_owned()); // it is compiled already
         }
         let arguments = test.arguments.iter().chain(&["--test-threads=1"]);
         let folder = artifact.manifest_path.parent().unwrap_or(Path::new("/"));
@@ -209,10 +235,35 @@ impl Built {
         })
     }
 
+    /// The program `msrgate`, and the library that its `wrap` loads.
+    fn wrap(&self) -> Result<(PathBuf, PathBuf)> {
+        let mut programs = self.of_package("msrgate").filter(|it| !it.profile.test);
+        let program = programs.find(|it| it.target.name == "msrgate" && it.executable.is_some());
+        let program = program.and_then(|it| it.executable.clone());
+        let program = program.context("cargo has not built msrgate")?;
+        let library = program.with_file_name("deps").join(LIBRARY);
+        Ok((program, library))
+    }
+
     fn of_package(&self, name: &str) -> impl Iterator<Item = &Artifact> {
         let mark = format!("#{name}@");
         self.artifacts
             .iter()
             .filter(move |artifact| artifact.package_id.contains(&mark))
     }
+}
+
+/// Compiles a C program where the test `tests/NAME.c` belongs to expects it.
+fn client(manifest: &Path, name: &str) -> Result<PathBuf> {
+    let source = manifest
+        .with_file_name("tests")
+        .join(name)
+        .with_extension("c");
+    let scratch = shell::target_dir().join("tmp");
+    fs::create_dir_all(&scratch).context("cannot make cargo's folder for tests")?;
+    let program = scratch.join(format!("preload-{name}"));
+    let mut cc = Command::new("cc");
+    cc.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
+    shell::run(&mut cc)?;
+    Ok(program)
 }

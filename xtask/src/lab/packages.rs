@@ -27,6 +27,7 @@ const ALWAYS: &[Need] = &[
 
 const AMD: &[Need] = &[
     need("qemu-system-x86_64", "qemu-system-x86"),
+    need("cc", "gcc libc6-dev"),
     need("/usr/share/seabios/bios-256k.bin", "seabios"),
 ];
 

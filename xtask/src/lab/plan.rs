@@ -26,14 +26,26 @@ pub(super) struct CargoTest {
     platform: Option<Platform>,
     /// It boots a Linux in QEMU.
     boots_linux: bool,
+    /// It compiles this C program of its own, for which the lab has no compiler.
+    pub(super) client: Option<&'static str>,
 }
 
 /// A test of `tools/testing/selftests/kvm`.
 #[derive(Clone)]
 pub(super) struct LinuxTest {
     pub(super) test: &'static str,
+    pub(super) way: Way,
+}
+
+/// How a selftest is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// As the kernel's developers do.
+    Plain,
     /// With `kvm.force_emulation_prefix`, which the test's other half wants.
-    pub(super) is_forced: bool,
+    Forced,
+    /// Under `msrgate wrap`, which watches what it can.
+    Watched,
 }
 
 impl CargoTest {
@@ -45,6 +57,7 @@ impl CargoTest {
             limit: Duration::from_secs(60),
             platform: None,
             boots_linux: false,
+            client: None,
         }
     }
 
@@ -69,6 +82,11 @@ impl CargoTest {
         self
     }
 
+    const fn with_client(mut self, name: &'static str) -> Self {
+        self.client = Some(name);
+        self
+    }
+
     const fn with_linux(mut self) -> Self {
         self.boots_linux = true;
         self
@@ -82,11 +100,15 @@ pub(super) const LINUX_LIMIT: Duration = Duration::from_secs(60);
 const PLANS: &[Plan] = &[
     Plan::Linux(LinuxTest {
         test: USERSPACE_MSR_EXIT_TEST,
-        is_forced: false,
+        way: Way::Plain,
     }),
     Plan::Linux(LinuxTest {
         test: USERSPACE_MSR_EXIT_TEST,
-        is_forced: true,
+        way: Way::Forced,
+    }),
+    Plan::Linux(LinuxTest {
+        test: USERSPACE_MSR_EXIT_TEST,
+        way: Way::Watched,
     }),
     Plan::Cargo(CargoTest::new("msrgate-kvm", "msrgate_kvm")),
     Plan::Cargo(CargoTest::new("msrgate-tests", "corpus").limit_s(600)),
@@ -145,6 +167,12 @@ const PLANS: &[Plan] = &[
     Plan::Cargo(CargoTest::new("msrgate", "example").amd()),
     Plan::Cargo(CargoTest::new("msrgate", "surface").limit_s(180).amd()),
     Plan::Cargo(CargoTest::new("msrgate", "trace").amd()),
+    Plan::Cargo(CargoTest::new("msrgate", "observation").amd()),
+    Plan::Cargo(
+        CargoTest::new("msrgate-preload", "policy")
+            .with_client("vmm")
+            .amd(),
+    ),
     Plan::Cargo(
         CargoTest::new("msrgate", "linux")
             .with_linux()
@@ -167,9 +195,17 @@ impl Plan {
     pub(super) fn name(&self) -> String {
         match self {
             Self::Cargo(test) => format!("{}::{}", test.package, test.target),
-            Self::Linux(test) if test.is_forced => format!("{}, forced emulation", test.name()),
-            Self::Linux(test) => test.name().to_owned(),
+            Self::Linux(test) => match test.way {
+                Way::Plain => test.name().to_owned(),
+                Way::Forced => format!("{}, forced emulation", test.name()),
+                Way::Watched => format!("{}, watched", test.name()),
+            },
         }
+    }
+
+    /// Whether it needs what cargo builds.
+    pub(super) fn needs_cargo(&self) -> bool {
+        !matches!(self, Self::Linux(test) if test.way != Way::Watched)
     }
 
     /// Whether it needs QEMU and a Linux for it.
