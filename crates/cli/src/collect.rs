@@ -7,6 +7,8 @@
 mod metrics;
 mod outputs;
 mod processes;
+mod ring;
+pub(crate) mod tracepoint;
 mod traces;
 
 use std::fs::File;
@@ -17,12 +19,15 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use msrgate_trace::Observation;
 use msrgate_trace::channel::Channel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use self::outputs::{Outputs, Ring};
+use self::outputs::Outputs;
 use self::processes::Processes;
+use self::ring::Ring;
+use self::tracepoint::Tracepoint;
 use crate::Status;
 use crate::pump::Pace;
 
@@ -111,6 +116,8 @@ struct Collector {
     rings: Vec<Ring>,
     processes: Processes,
     signals: Signals,
+    /// Where KVM itself is watched.
+    tracepoint: Option<Tracepoint>,
     outputs: Outputs,
 }
 
@@ -126,10 +133,12 @@ impl Collector {
         let channel = Channel::open(channel.context("the collector has no channel")?)
             .context("the collector has no channel")?;
         let vmm = channel.start().pid;
+        let is_watched = channel.facts().observation == Some(Observation::Tracepoint);
         let collector = Self {
             processes: Processes::of(vmm).context("the collector cannot watch the VMM")?,
             rings: Vec::new(),
             signals,
+            tracepoint: is_watched.then(Tracepoint::find).transpose()?,
             outputs: Outputs::create(args, &channel)?,
             channel,
         };
@@ -173,7 +182,8 @@ impl Collector {
             Ok(claimed) => {
                 for ring in claimed {
                     self.processes.watch(ring.who().pid);
-                    self.rings.push(Ring::new(ring));
+                    let start_ns = self.channel.start().monotonic_ns;
+                    self.rings.push(Ring::new(ring, start_ns));
                 }
             }
             Err(error) => {
@@ -184,12 +194,19 @@ impl Collector {
         let mut count = 0;
         let mut at = 0;
         while let Some(ring) = self.rings.get_mut(at) {
-            let is_gone = ring.inlet.source.is_closed() || !self.processes.lives(ring.who().pid);
+            if let Some(tracepoint) = &self.tracepoint
+                && let Err(error) = ring.follow(tracepoint)
+            {
+                let vcpu = ring.who().vcpu;
+                let message = format!("what KVM does for vCPU {vcpu} cannot be seen: {error}");
+                self.outputs.complain(message);
+            }
+            let is_gone = ring.is_closed() || !self.processes.lives(ring.who().pid);
             let taken = self.outputs.take(ring, self.channel.now_ns());
             count += taken;
             if is_gone && taken == 0 {
                 let ring = self.rings.swap_remove(at);
-                self.channel.release(ring.inlet.source);
+                self.channel.release(ring.into_consumer());
             } else {
                 at += 1;
             }

@@ -34,7 +34,8 @@ pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> 
         observations.observe(&timed.event, &policies);
     }
     match facts.observation {
-        Some(Observation::Native | Observation::Tracepoint) => {}
+        Some(Observation::Native) => {}
+        Some(Observation::Tracepoint) => observations.miss_what_is_passed_through(&policies),
         Some(Observation::Filter) => observations.miss_what_cannot_be_forwarded(&policies),
         _ => observations.miss_what_kvm_did(&policies),
     }

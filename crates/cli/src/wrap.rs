@@ -72,6 +72,8 @@ enum Observe {
     Auto,
     /// Those too that can leave the guest and be done by KVM all the same
     Filter,
+    /// Those too that KVM does, as the kernel's tracepoint tells (on the machine's KVM)
+    Tracepoint,
     /// No others
     Off,
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use msrgate_core::{ExitReason, MsrIndex, Outcome};
+use msrgate_core::{Access, ExitReason, MsrIndex, Outcome};
 use msrgate_trace::Observation;
 
 #[path = "support/mod.rs"]
@@ -18,17 +18,22 @@ mod support;
 #[path = "support/traced.rs"]
 mod traced;
 
-use support::{command, file, say, stderr, stdout};
+use support::{Elf, backends, command, file, say, stderr, stdout};
 use traced::{output, read, reader, text};
 
 const MSRGATE: &str = env!("CARGO_BIN_EXE_msrgate");
 
 /// `msrgate wrap --kvm soft`, with more options and the VMM.
 fn wrap(options: &[&str], vmm: &[&str]) -> Command {
+    wrap_on("soft", options, vmm)
+}
+
+/// The same on another KVM.
+fn wrap_on(kvm: &str, options: &[&str], vmm: &[&str]) -> Command {
     let test = env::current_exe().expect("a running program has a path");
     let library = test.with_file_name("libmsrgate_preload.so");
     assert!(library.exists(), "{} is not there", library.display());
-    let mut wrap = command(&["wrap", "--kvm", "soft"]);
+    let mut wrap = command(&["wrap", "--kvm", kvm]);
     wrap.args(options).arg("--").args(vmm);
     wrap.env("MSRGATE_PRELOAD", library);
     wrap
@@ -137,6 +142,41 @@ fn tour_is_seen_and_does_not_notice() {
         said.contains("\n12 MSR accesses left the guest.\n12 MSR accesses in the trace "),
         "{said}"
     );
+}
+
+/// On the machine's own KVM; none of these MSRs is passed through on any.
+#[test]
+fn what_kvm_does_is_told_by_its_tracepoint() {
+    if !backends().contains(&"kvm") {
+        return;
+    }
+    // mov ecx, IA32_MISC_ENABLE; rdmsr; wrmsr; mov ecx, IA32_MTRR_DEF_TYPE; rdmsr; out 0xf4, al
+    let code = b"\xb9\xa0\x01\0\0\x0f\x32\x0f\x30\xb9\xff\x02\0\0\x0f\x32\xe6\xf4";
+    let guest = file("collect-tracepoint.elf", &Elf::new(code).bytes());
+    let trace = output("collect-tracepoint.trace");
+    let options = ["--observe", "tracepoint", "--trace", text(&trace)];
+    let seen = run(wrap_on("real", &options, &vmm(&guest)));
+    if let Some((_, why)) = stderr(&seen).split_once("--observe tracepoint: ") {
+        return say(&format!("SKIP(tracepoint): {}", why.trim_end()));
+    }
+    assert!(stderr(&seen).contains("MSR accesses"), "{}", stderr(&seen));
+    let trace = read(&trace);
+    assert_eq!(trace.facts.observation, Some(Observation::Tracepoint));
+    let events = trace.events.iter();
+    let events: Vec<_> = events
+        .map(|event| (event.index.0, event.access, event.outcome))
+        .collect();
+    let native = Outcome::Native;
+    assert_eq!(
+        events,
+        [
+            (0x1a0, Access::Read, native),
+            (0x1a0, Access::Write, native),
+            (0x2ff, Access::Read, native)
+        ]
+    );
+    assert_eq!(trace.events[0].value, trace.events[1].value);
+    assert!(trace.times.is_sorted() && trace.times[0] > 0);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use msrgate_core::{Access, Action, Event, ExitReason, MsrIndex, Outcome, Rule};
+use msrgate_core::{Access, Action, Event, ExitReason, MsrIndex, Outcome, PermissionLayout, Rule};
 
 use crate::compile::{Compiled, Options, compile_with};
 use crate::diagnostic::Diagnostic;
@@ -98,20 +98,43 @@ impl Observations {
     /// guest to be watched, because KVM's host path does something else with them.
     pub fn miss_what_cannot_be_forwarded(&mut self, policies: &[Compiled]) {
         for access in Access::ALL {
-            for (index, _) in unobservable(access) {
-                let is_allowed = |policy: &Compiled| {
-                    let known = policy.image.defaults().known;
-                    policy.image.named(index, access).unwrap_or(known) == Rule::ALLOW
-                };
-                if policies.is_empty() || policies.iter().any(is_allowed) {
-                    self.unseen.insert((index, access));
-                }
-            }
+            let msrs = unobservable(access).map(|(index, _)| index);
+            self.miss_where_allowed(msrs, access, policies);
         }
         for unobserved in policies.iter().flat_map(|policy| &policy.unobserved) {
             let msrs = (unobserved.first.0..=unobserved.last.0).map(MsrIndex);
             self.unseen
                 .extend(msrs.map(|index| (index, unobserved.access)));
+        }
+    }
+
+    /// Notes that these observations show nothing of accesses that `policies` allow and that the processor may do
+    /// without KVM, whether Intel's or AMD's.
+    pub fn miss_what_is_passed_through(&mut self, policies: &[Compiled]) {
+        for access in Access::ALL {
+            for layout in [PermissionLayout::VMX, PermissionLayout::SVM] {
+                let candidates = layout.candidates.iter().map(|candidate| candidate.index);
+                // No filter sees those of the x2APIC, and no policy names them.
+                let msrs = candidates.filter(|index| !index.is_x2apic());
+                self.miss_where_allowed(msrs, access, policies);
+            }
+        }
+    }
+
+    fn miss_where_allowed(
+        &mut self,
+        msrs: impl Iterator<Item = MsrIndex>,
+        access: Access,
+        policies: &[Compiled],
+    ) {
+        for index in msrs {
+            let is_allowed = |policy: &Compiled| {
+                let known = policy.image.defaults().known;
+                policy.image.named(index, access).unwrap_or(known) == Rule::ALLOW
+            };
+            if policies.is_empty() || policies.iter().any(is_allowed) {
+                self.unseen.insert((index, access));
+            }
         }
     }
 

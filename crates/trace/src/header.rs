@@ -64,7 +64,7 @@ pub enum Observation {
     Native,
     /// Those that can be deflected and forwarded with the same result.
     Filter,
-    /// All: the kernel's tracepoint told of those that KVM did by itself.
+    /// All that KVM sees: the kernel's tracepoint told of those that it did by itself.
     Tracepoint,
     /// Those that left the guest anyway.
     Deflected,

@@ -5,13 +5,13 @@ use std::io::{self, Write};
 
 use msrgate_core::Recorder;
 use msrgate_trace::Header;
-use msrgate_trace::channel::{Channel, Claim, RingConsumer};
+use msrgate_trace::channel::{Channel, Claim};
 
 use super::Args;
 use super::metrics::{Metrics, Numbers};
+use super::ring::Ring;
 use super::traces::Traces;
 use crate::log::Log;
-use crate::pump::Inlet;
 use crate::tally::Tally;
 use crate::{report, warn};
 
@@ -28,27 +28,6 @@ pub(super) struct Outputs {
     numbers: Numbers,
     has_complained: bool,
     is_shown: bool,
-}
-
-/// A vCPU's ring, and what is known of it.
-pub(super) struct Ring {
-    pub(super) inlet: Inlet<RingConsumer>,
-    failures: u64,
-    damaged: u64,
-}
-
-impl Ring {
-    pub(super) fn new(consumer: RingConsumer) -> Self {
-        Self {
-            inlet: Inlet::new(consumer.who().vcpu, consumer),
-            failures: 0,
-            damaged: 0,
-        }
-    }
-
-    pub(super) const fn who(&self) -> &Claim {
-        self.inlet.source.who()
-    }
 }
 
 impl Outputs {
@@ -83,33 +62,31 @@ impl Outputs {
         })
     }
 
-    /// Takes what a vCPU's ring has; how much that was.
+    /// Takes what a vCPU has done; how much that was.
     pub(super) fn take(&mut self, ring: &mut Ring, now_ns: u64) -> usize {
         let Claim { vm, vcpu, .. } = *ring.who();
         let mut file = self.traces.as_mut().and_then(|traces| traces.of(vm));
-        let count = ring.inlet.empty(|timed| {
+        let count = ring.empty(now_ns, |timed| {
             if let Some(file) = &mut file {
                 file.record(timed);
             }
             self.tally.record(&timed.event);
             self.log.record(&timed.event);
         });
-        let loss = ring.inlet.loss(now_ns);
+        let loss = ring.loss(now_ns);
         self.numbers.lost_in_rings += loss.count;
         if let Some(file) = &mut file {
             file.record_loss(loss);
         }
-        let (failures, damaged) = (ring.inlet.source.failures(), ring.inlet.source.damaged());
-        let more = failures.saturating_sub(ring.failures);
-        if ring.failures == 0 && more != 0 {
+        let failures = ring.new_failures();
+        if self.numbers.failures == 0 && failures != 0 {
             warn(format_args!(
                 "the gate of vCPU {vcpu} of VM {vm} failed, which is a mistake in msrgate; \
                  --on-failure said what the access got"
             ));
         }
-        self.numbers.failures += more;
-        self.numbers.damaged += damaged - ring.damaged;
-        (ring.failures, ring.damaged) = (failures, damaged);
+        self.numbers.failures += failures;
+        self.numbers.damaged += ring.new_damage();
         count
     }
 

@@ -1,6 +1,9 @@
 //! What will stand between a VMM and its KVM, and why: [`Plan`].
 
+use std::fmt::Display;
+
 use anyhow::bail;
+use clap::ValueEnum;
 use msrgate_core::Access;
 use msrgate_kvm::HANDLERS;
 use msrgate_policy::{Compiled, Options};
@@ -8,6 +11,7 @@ use msrgate_trace::channel::{Channel, Rings};
 use msrgate_trace::{Facts, Observation};
 
 use super::{Args, Kvm, Observe};
+use crate::collect::tracepoint::Tracepoint;
 use crate::policy::{compile_file_with, compile_source};
 use crate::run::{OBSERVE, policy_facts};
 use crate::{collect, host, warn};
@@ -54,7 +58,7 @@ impl Plan {
     pub(super) fn of(args: &Args) -> anyhow::Result<Self> {
         let (kvm, mut lines) = behind(args.kvm)?;
         let wants_to_see = args.trace.is_some() || args.stats || args.metrics.is_some();
-        let (observation, why) = observation(args, wants_to_see)?;
+        let (observation, why) = observation(args.observe, kvm, wants_to_see)?;
         lines.extend(why);
         let options = Options {
             handlers: HANDLERS,
@@ -144,17 +148,38 @@ fn behind(choice: Kvm) -> anyhow::Result<(Behind, Vec<String>)> {
     })
 }
 
-/// Which accesses will be seen, and by which means.
-fn observation(args: &Args, wants_to_see: bool) -> anyhow::Result<(Observation, Option<String>)> {
-    match args.observe {
-        Some(Observe::Filter) if !wants_to_see => {
-            bail!("--observe filter: nobody would see it; add --trace, --stats or --metrics")
+/// Which accesses will be seen, by which means, and a line about it where that was left to us.
+fn observation(
+    choice: Option<Observe>,
+    kvm: Behind,
+    wants_to_see: bool,
+) -> anyhow::Result<(Observation, Option<String>)> {
+    let filter = |why: &dyn Display| {
+        let line = format!("observing by filter what can leave the guest: {why}");
+        Ok((Observation::Filter, Some(line)))
+    };
+    match choice {
+        Some(word @ (Observe::Filter | Observe::Tracepoint)) if !wants_to_see => {
+            let word = word.to_possible_value().expect("no value is hidden");
+            let word = word.get_name();
+            bail!("--observe {word}: nobody would see it; add --trace, --stats or --metrics")
         }
         Some(Observe::Filter) => Ok((Observation::Filter, None)),
-        None | Some(Observe::Auto) if wants_to_see => {
-            let line = "observing by filter: MSR accesses that can leave the guest are seen";
-            Ok((Observation::Filter, Some(line.to_owned())))
+        Some(Observe::Tracepoint) if kvm == Behind::Soft => {
+            bail!("--observe tracepoint: it tells of the machine's KVM, not of the embedded one")
         }
+        Some(Observe::Tracepoint) => match Tracepoint::find() {
+            Ok(_) => Ok((Observation::Tracepoint, None)),
+            Err(why) => Err(why.context("--observe tracepoint")),
+        },
+        None | Some(Observe::Auto) if wants_to_see => match (kvm, Tracepoint::find()) {
+            (Behind::Soft, _) => filter(&"the embedded KVM has no tracepoint"),
+            (Behind::Real, Err(why)) => filter(&format_args!("{why:#}")),
+            (Behind::Real, Ok(_)) => {
+                let line = "observing by the kernel's tracepoint what KVM does";
+                Ok((Observation::Tracepoint, Some(line.to_owned())))
+            }
+        },
         _ => Ok((Observation::Deflected, None)),
     }
 }
