@@ -49,6 +49,7 @@ fn init(modules: &[Module], jobs: &[Job]) -> String {
 export PATH=/bin:/usr/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
+mount -t tracefs tracefs /sys/kernel/tracing
 mount -t devtmpfs devtmpfs /dev
 stty -F /dev/ttyS1 115200
 exec </dev/null >/dev/ttyS1 2>&1

@@ -173,6 +173,8 @@ const PLANS: &[Plan] = &[
             .with_client("vmm")
             .amd(),
     ),
+    // KVM's tracepoint: the rest of it is the embedded KVM's.
+    Plan::Cargo(CargoTest::new("msrgate", "collect").only(&["kvm"]).amd()),
     Plan::Cargo(
         CargoTest::new("msrgate", "linux")
             .with_linux()
