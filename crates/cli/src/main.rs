@@ -18,6 +18,7 @@ mod observe;
 mod output;
 mod policy;
 mod pump;
+mod qemu;
 mod report;
 mod run;
 mod schema;
@@ -74,6 +75,9 @@ pub(crate) enum Status {
 }
 
 fn main() -> ExitCode {
+    if qemu::is_meant() {
+        return exit(qemu::run());
+    }
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
@@ -88,6 +92,10 @@ fn main() -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Collect(args) => collect::run(&args),
     };
+    exit(result)
+}
+
+fn exit(result: anyhow::Result<Status>) -> ExitCode {
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,
         Ok(Status::Forbidden | Status::Different) => ExitCode::from(1),

@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// What an access gets if msrgate itself fails
     #[arg(long, value_enum, default_value = "deny")]
     on_failure: OnFailure,
+    /// What the guest is called, if that is known
+    #[arg(skip)]
+    pub(crate) guest: Option<String>,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     program: Vec<OsString>,

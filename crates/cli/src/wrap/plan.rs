@@ -86,8 +86,9 @@ impl Plan {
             detach: false,
         });
         let program = args.program.first().map(|name| name.to_string_lossy());
+        let guest = args.guest.clone().map(Into::into).or(program);
         let mut facts = policy_facts(policy.as_slice(), observation);
-        facts.guest = program.unwrap_or_default().into_owned();
+        facts.guest = guest.unwrap_or_default().into_owned();
         kvm.backend().clone_into(&mut facts.backend);
         Ok(Self {
             kvm,
