@@ -1,4 +1,4 @@
-//! Booting: [`Linux`], and what became of it, [`Boot`].
+//! Booting: [`Linux`], while it runs, [`Running`], and what became of it, [`Boot`].
 
 use std::env;
 use std::fs::{self, File};
@@ -10,13 +10,21 @@ use std::time::{Duration, Instant};
 
 use crate::UNKNOWN;
 use crate::support::say;
+use crate::traced::output;
 
 /// How long a boot may take: in QEMU's TCG it takes five seconds, and more where others compute.
-const LIMIT: Duration = Duration::from_secs(100);
+pub(crate) const LIMIT: Duration = Duration::from_secs(100);
 
 /// A kernel and an initramfs.
 pub(crate) struct Linux {
     folder: PathBuf,
+}
+
+/// QEMU, until it ends.
+pub(crate) struct Running {
+    child: Child,
+    console: PathBuf,
+    stderr: PathBuf,
 }
 
 /// A Linux that ended.
@@ -45,8 +53,7 @@ impl Linux {
 
     /// QEMU's command, with `cpus` processors and the console in `console`.
     fn qemu(&self, cpus: u32, console: &Path) -> Vec<String> {
-        let kernel = self.folder.join("vmlinuz").display().to_string();
-        let initramfs = self.folder.join("initramfs").display().to_string();
+        let [kernel, initramfs] = ["vmlinuz", "initramfs"].map(|name| self.file(name));
         let console = format!("file:{}", console.display());
         let append = format!("console=ttyS0 panic=-1 nokaslr unknown={UNKNOWN}");
         let cpus = cpus.to_string();
@@ -68,34 +75,62 @@ impl Linux {
     pub(crate) fn boot_in(&self, wrapper: &[&str], cpus: u32) -> Boot {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let file = |what: &str| {
-            let name = format!("linux-{number}-{what}");
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
-        };
-        let (console, stderr) = (file("console"), file("stderr"));
+        let console = output(&format!("linux-{number}.console"));
         let qemu = self.qemu(cpus, &console);
         let mut words = wrapper
             .iter()
             .copied()
             .chain(qemu.iter().map(String::as_str));
         let mut command = Command::new(words.next().expect("a program"));
-        command.args(words).stdin(Stdio::null());
+        command.args(words);
+        Running::start(command, console).end()
+    }
+
+    /// The kernel's, or the initramfs's.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+}
+
+impl Running {
+    /// Starts QEMU, whose command has the console written to this file.
+    pub(crate) fn start(mut command: Command, console: PathBuf) -> Self {
+        let stderr = console.with_extension("stderr");
         // What `msrgate wrap` loads is where cargo puts it: beside this test.
         let test = env::current_exe().expect("a running program has a path");
-        command.env(
-            "MSRGATE_PRELOAD",
-            test.with_file_name("libmsrgate_preload.so"),
-        );
+        let library = test.with_file_name("libmsrgate_preload.so");
+        command.env("MSRGATE_PRELOAD", library).stdin(Stdio::null());
         command.stderr(File::create(&stderr).expect("the test's folder can be written"));
-        let mut child = command.spawn().expect("QEMU starts");
-        let status = wait(&mut child);
+        Self {
+            child: command.spawn().expect("QEMU starts"),
+            console,
+            stderr,
+        }
+    }
+
+    /// Waits for the end, and makes one after the limit.
+    pub(crate) fn end(mut self) -> Boot {
+        let started = Instant::now();
+        let mut status = None;
+        while status.is_none() && started.elapsed() < LIMIT {
+            thread::sleep(Duration::from_millis(20));
+            status = self.child.try_wait().expect("a child of ours");
+        }
         let text =
             |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into();
         Boot {
-            console: text(&console),
-            stderr: text(&stderr),
+            console: text(&self.console),
+            stderr: text(&self.stderr),
             status,
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Most often it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -118,18 +153,4 @@ impl Boot {
             .filter_map(|line| Some(line.trim_end().strip_prefix(prefix)?.trim_start()))
             .collect()
     }
-}
-
-/// Waits for the end, and makes one after the limit.
-fn wait(child: &mut Child) -> Option<ExitStatus> {
-    let started = Instant::now();
-    while started.elapsed() < LIMIT {
-        if let Some(status) = child.try_wait().expect("a child of ours") {
-            return Some(status);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    child.kill().expect("a child of ours");
-    child.wait().expect("a child of ours");
-    None
 }

@@ -6,6 +6,7 @@
 
 mod boot;
 mod console;
+mod libvirt;
 mod tracepoint;
 mod wrapped;
 

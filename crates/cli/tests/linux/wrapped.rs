@@ -45,7 +45,7 @@ fn watched(linux: &Linux) -> &'static Watched {
 }
 
 /// The accesses in a trace that lost nothing, by vCPU.
-fn read_trace(path: &Path) -> BTreeMap<VcpuId, Accesses> {
+pub(crate) fn read_trace(path: &Path) -> BTreeMap<VcpuId, Accesses> {
     let trace = traced::read(path);
     let summary = trace.summary;
     assert_eq!(
@@ -134,6 +134,32 @@ write = 'fault'
         boot.said("guest: MSR"),
         [format!("{UNKNOWN} reads 0x0000000000000000")]
     );
+}
+
+#[test]
+fn watched_by_the_tracepoint_it_is_the_same_and_nothing_is_missed() {
+    let Some(linux) = Linux::or_skip() else {
+        return;
+    };
+    let trace = traced::output("linux-tracepoint.msrtrace");
+    let path = trace.display().to_string();
+    let watch = ["--observe", "tracepoint", "--trace", &path];
+    let boot = linux.boot_in(&wrap(&watch), 1);
+    boot.is_whole();
+    let Alone { boot: first, seen } = alone(&linux);
+    console::assert_same(&first.console, &boot.console);
+
+    let trace = &read_trace(&trace)[&VcpuId(0)];
+    for (&(index, access), &count) in seen {
+        let recorded = trace.get(&(index, access)).copied();
+        // How often a timer is set, and an interrupt ended, differs from boot to boot.
+        let is_counted = is_watched(index, access);
+        let as_often = !is_counted || recorded == Some(count);
+        assert!(
+            as_often && recorded.is_some(),
+            "{access} of {index}: {recorded:?} of {count}"
+        );
+    }
 }
 
 #[test]
