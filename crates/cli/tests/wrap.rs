@@ -78,6 +78,23 @@ fn static_program_is_refused() {
 }
 
 #[test]
+fn nothing_to_do_leaves_the_program_as_it_is() {
+    if let Err(why) = msrgate_kvm::Kvm::open() {
+        // Past the test harness, which swallows what a passing test prints.
+        let _ = writeln!(io::stderr(), "SKIP(kvm): {why}");
+        return;
+    }
+    let output = wrap(&[
+        "--kvm",
+        "real",
+        "sh",
+        "-c",
+        "echo .$LD_PRELOAD.$MSRGATE_KVM.",
+    ]);
+    assert_eq!(text(&output), "...\n");
+}
+
+#[test]
 fn missing_library_says_how_to_make_it() {
     let mut command = command(&["--kvm", "soft", "true"]);
     command.env("MSRGATE_PRELOAD", "/no/such/library.so");

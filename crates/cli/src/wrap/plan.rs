@@ -173,14 +173,16 @@ fn observation(
             Ok(_) => Ok((Observation::Tracepoint, None)),
             Err(why) => Err(why.context("--observe tracepoint")),
         },
-        None | Some(Observe::Auto) if wants_to_see => match (kvm, Tracepoint::find()) {
-            (Behind::Soft, _) => filter(&"the embedded KVM has no tracepoint"),
-            (Behind::Real, Err(why)) => filter(&format_args!("{why:#}")),
-            (Behind::Real, Ok(_)) => {
-                let line = "observing by the kernel's tracepoint what KVM does";
-                Ok((Observation::Tracepoint, Some(line.to_owned())))
+        None | Some(Observe::Auto) if wants_to_see => {
+            if kvm == Behind::Soft {
+                return filter(&"the embedded KVM has no tracepoint");
             }
-        },
+            if let Err(why) = Tracepoint::find() {
+                return filter(&format_args!("{why:#}"));
+            }
+            let line = "observing by the kernel's tracepoint what KVM does";
+            Ok((Observation::Tracepoint, Some(line.to_owned())))
+        }
         _ => Ok((Observation::Deflected, None)),
     }
 }
