@@ -235,6 +235,27 @@ fn what_cannot_be_watched_is_allowed_unless_the_policy_decided_it() {
 }
 
 #[test]
+fn what_the_processor_may_let_through_is_allowed_unless_the_policy_decided_it() {
+    let policy = compile("version = 1\n[[rule]]\nmsr = 'IA32_SPEC_CTRL'\nwrite = 'fault'\n");
+    let mut observations = observed(&[native(0x1a0, Access::Read)]);
+    observations.miss_what_is_passed_through(&[policy.unwrap()]);
+    let (text, compiled) = learned(&observations);
+    let rule = |index, access| compiled.image.named(MsrIndex(index), access);
+    assert_eq!(rule(0x48, Access::Read), Some(Rule::ALLOW));
+    assert_eq!(rule(0x48, Access::Write), None, "the policy denied it");
+    // kvm-intel's alone, and kvm-amd's alone.
+    for index in [0x1c4, 0xc000_0082] {
+        assert_eq!(rule(index, Access::Write), Some(Rule::ALLOW), "{index:#x}");
+    }
+    assert_eq!(
+        rule(0x1a0, Access::Write),
+        None,
+        "KVM would have told of it"
+    );
+    assert!(text.contains("# Not observable: "), "{text}");
+}
+
+#[test]
 fn trace_without_what_kvm_did_says_so() {
     let mut observations = observed(&[event(0x8b, Access::Read, Outcome::Value, 7)]);
     observations.miss_what_kvm_did(&[]);
