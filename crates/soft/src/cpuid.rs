@@ -5,7 +5,7 @@ use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use msrgate_x86::{CpuidLeaf, CpuidRegister, fixed_cpuid, supported_mask};
 
-use crate::pv;
+use crate::{pv, random};
 
 /// Whose processor a guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ const HYPERVISOR: u32 = 1 << 31;
 const X2APIC: u32 = 1 << 21;
 /// Leaf 1 ECX: a timer mode of local APICs in the kernel (`KVM_CAP_TSC_DEADLINE_TIMER`).
 const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1 ECX: RDRAND, whose numbers are the host's.
+const RDRAND: u32 = 1 << 30;
 /// Leaf 1 EDX: a local APIC, in the kernel or the client's.
 const APIC: u32 = 1 << 9;
 /// Leaf 1 EDX: MCE and MCA, MTRR, which are MSRs here.
@@ -103,7 +105,12 @@ fn host_cpuid() -> Vec<CpuidLeaf> {
                 [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] = host(function);
                 leaf.eax = highest;
             }
-            1 => leaf.eax = signature,
+            1 => {
+                leaf.eax = signature;
+                if random::is_there() {
+                    leaf.ecx |= RDRAND;
+                }
+            }
             0x8000_0000 if is_amd => [leaf.ebx, leaf.ecx, leaf.edx] = [b, c, d],
             0x8000_0001 if is_amd => {
                 leaf.eax = signature;
@@ -150,7 +157,7 @@ mod tests {
             assert_eq!(find(0x4000_0000).ebx.to_le_bytes(), *b"KVMK");
             assert_ne!(find(1).ecx & HYPERVISOR, 0);
             // No feature that the processor does not have.
-            let known = supported_mask(1, CpuidRegister::Ecx) | HYPERVISOR | X2APIC;
+            let known = supported_mask(1, CpuidRegister::Ecx) | HYPERVISOR | X2APIC | RDRAND;
             assert_eq!(find(1).ecx & !known, 0);
             let rising = |pair: &[CpuidLeaf]| pair[0].function < pair[1].function;
             assert!(table.windows(2).all(rising), "one row a leaf, in order");

@@ -48,6 +48,7 @@ mod msr;
 mod plain;
 mod processor;
 mod pv;
+mod random;
 mod run_page;
 mod shared;
 mod sregs;

@@ -6,6 +6,7 @@ use msrgate_x86::{Bus, Cpu, RamPage};
 
 use crate::clock::Tsc;
 use crate::memory::{BadMemory, Slots};
+use crate::random;
 
 /// An MSR whose value the processor holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,12 +91,12 @@ impl Bus for GuestBus {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn load<const N: usize>(&self, page: RamPage, offset: usize) -> [u8; N] {
         self.slots.load(page, offset)
     }
 
-    #[inline]
+    #[inline(always)]
     fn store<const N: usize>(&mut self, page: RamPage, offset: usize, bytes: [u8; N]) {
         self.slots.store(page, offset, bytes);
     }
@@ -106,6 +107,18 @@ impl Bus for GuestBus {
 
     fn store_bytes(&mut self, page: RamPage, offset: usize, bytes: &[u8]) {
         self.slots.store_bytes(page, offset, bytes);
+    }
+
+    fn copy(&mut self, from: (RamPage, usize), to: (RamPage, usize), len_bytes: usize) {
+        self.slots.copy(from, to, len_bytes);
+    }
+
+    fn fill(&mut self, page: RamPage, offset: usize, len_bytes: usize, value: u8) {
+        self.slots.fill(page, offset, len_bytes, value);
+    }
+
+    fn random(&mut self) -> Option<u64> {
+        random::number()
     }
 
     fn tsc(&mut self) -> u64 {

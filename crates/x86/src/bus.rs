@@ -30,6 +30,23 @@ pub trait Bus: 'static {
     /// Stores any number of bytes.
     fn store_bytes(&mut self, page: RamPage, offset: usize, bytes: &[u8]);
 
+    /// Copies bytes within RAM, as if all of them were read before the first is written: string instructions.
+    fn copy(&mut self, from: (RamPage, usize), to: (RamPage, usize), len_bytes: usize) {
+        let mut bytes = vec![0; len_bytes];
+        self.load_bytes(from.0, from.1, &mut bytes);
+        self.store_bytes(to.0, to.1, &bytes);
+    }
+
+    /// Fills bytes of a page with one value, likewise.
+    fn fill(&mut self, page: RamPage, offset: usize, len_bytes: usize, value: u8) {
+        self.store_bytes(page, offset, &vec![value; len_bytes]);
+    }
+
+    /// What RDRAND and RDSEED read; `None`: there is nothing now, as the instructions then say.
+    fn random(&mut self) -> Option<u64> {
+        None
+    }
+
     /// What RDTSC reads.
     fn tsc(&mut self) -> u64;
 }

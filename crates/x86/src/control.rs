@@ -35,6 +35,7 @@ pub(crate) mod cr4 {
     pub(crate) const OSXMMEXCPT: u64 = 1 << 10;
     pub(crate) const UMIP: u64 = 1 << 11;
     pub(crate) const FSGSBASE: u64 = 1 << 16;
+    pub(crate) const PCIDE: u64 = 1 << 17;
     pub(crate) const OSXSAVE: u64 = 1 << 18;
     pub(crate) const SMEP: u64 = 1 << 20;
     pub(crate) const SMAP: u64 = 1 << 21;
@@ -64,6 +65,7 @@ const CR4_ALWAYS: u64 = 3 // VME and PVI are kept, without effect
 const CR4_FEATURES: &[(u64, u32, CpuidRegister, u8)] = &[
     (cr4::UMIP, 7, CpuidRegister::Ecx, 2),
     (cr4::FSGSBASE, 7, CpuidRegister::Ebx, 0),
+    (cr4::PCIDE, 1, CpuidRegister::Ecx, 17),
     (cr4::OSXSAVE, 1, CpuidRegister::Ecx, 26),
     (cr4::SMEP, 7, CpuidRegister::Ebx, 7),
     (cr4::SMAP, 7, CpuidRegister::Ebx, 20),
@@ -84,7 +86,9 @@ const CR0_DEFINED: u64 = cr0::PE
 /// Changes of CR0 after which translations are stale.
 const CR0_FLUSHES: u64 = cr0::PE | cr0::WP | cr0::PG;
 /// Changes of CR4 after which translations are stale.
-const CR4_FLUSHES: u64 = cr4::PSE | cr4::PAE | cr4::PGE | cr4::SMEP | cr4::SMAP;
+const CR4_FLUSHES: u64 = cr4::PSE | cr4::PAE | cr4::PGE | cr4::SMEP | cr4::SMAP | cr4::PCIDE;
+/// The address space's number in CR3, with CR4.PCIDE.
+const PCID: u64 = 0xfff;
 
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR6_VOLATILE: u64 = 0xe00f;
@@ -106,7 +110,7 @@ impl Cpu {
             || turned_on & cr0::PG != 0
                 && self.efer & efer::LME != 0
                 && (self.cr4 & cr4::PAE == 0 || self.segs[seg::CS].l)
-            || turned_off & cr0::PG != 0 && self.is_64();
+            || turned_off & cr0::PG != 0 && (self.is_64() || self.cr4 & cr4::PCIDE != 0);
         if wrong {
             return Err(self.raise(Fault::GP));
         }
@@ -122,7 +126,15 @@ impl Cpu {
         Err(Exit::Leave)
     }
 
+    /// Bit 63 asks to keep the translations of the new PCID. They are not kept apart here, so all go that are not global,
+    /// as they may at any time.
     pub(crate) fn write_cr3(&mut self, value: u64) -> Flow {
+        const KEEP: u64 = 1 << 63;
+        let value = if self.cr4 & cr4::PCIDE != 0 {
+            value & !KEEP
+        } else {
+            value
+        };
         if self.is_long() && value >> self.features.physical_bits != 0 {
             return Err(self.raise(Fault::GP));
         }
@@ -137,10 +149,14 @@ impl Cpu {
             .iter()
             .filter(|&&(_, leaf, register, bit)| self.features.has(leaf, register, bit))
             .fold(CR4_ALWAYS, |allowed, (bit, ..)| allowed | bit);
-        if value & !allowed != 0 || self.is_long() && value & cr4::PAE == 0 {
+        let changed = self.cr4 ^ value;
+        let pcids_too_soon =
+            changed & value & cr4::PCIDE != 0 && (!self.is_long() || self.cr3 & PCID != 0);
+        let wrong =
+            value & !allowed != 0 || self.is_long() && value & cr4::PAE == 0 || pcids_too_soon;
+        if wrong {
             return Err(self.raise(Fault::GP));
         }
-        let changed = self.cr4 ^ value;
         self.cr4 = value;
         if changed & CR4_FLUSHES != 0 {
             self.flush_tlb(false);

@@ -2,7 +2,8 @@
 //!
 //! What a guest sees is the host's choice ([`Config::cpuid`](crate::Config::cpuid)); [`SUPPORTED_FEATURES`] says
 //! what may be chosen, [`fixed_cpuid`] is a choice that does not depend on any machine. Features that are
-//! MSRs or devices (APIC, MTRR, MCA, x2APIC, TSC deadline, the hypervisor bit) are the host's to add.
+//! MSRs or devices (APIC, MTRR, MCA, x2APIC, TSC deadline, the hypervisor bit) are the host's to add, and so is
+//! RDRAND, whose numbers come from the bus.
 //! Nothing here checks that a table keeps to the list: a bit too many makes the guest meet #UD.
 
 use crate::CpuidLeaf;
@@ -55,6 +56,7 @@ pub const SUPPORTED_FEATURES: &[Feature] = &{
         feature(1, Ecx, 0, "pni"),
         feature(1, Ecx, 9, "ssse3"),
         feature(1, Ecx, 13, "cx16"),
+        feature(1, Ecx, 17, "pcid"),
         feature(1, Ecx, 19, "sse4_1"),
         feature(1, Ecx, 20, "sse4_2"),
         feature(1, Ecx, 22, "movbe"),
@@ -62,6 +64,7 @@ pub const SUPPORTED_FEATURES: &[Feature] = &{
         feature(7, Ebx, 0, "fsgsbase"),
         feature(7, Ebx, 7, "smep"),
         feature(7, Ebx, 9, "erms"),
+        feature(7, Ebx, 10, "invpcid"),
         feature(7, Ebx, 23, "clflushopt"),
         feature(7, Ebx, 24, "clwb"),
         feature(7, Ecx, 2, "umip"),

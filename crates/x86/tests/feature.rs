@@ -24,6 +24,7 @@ const INSTRUCTIONS: &[(&str, &[u8])] = &[
     ("pni", &[0xf2, 0x0f, 0x7c, 0xc1]),                // HADDPS
     ("ssse3", &[0x66, 0x0f, 0x38, 0x00, 0xc1]),        // PSHUFB
     ("cx16", &[0x48, 0x0f, 0xc7, 0x0f]),               // CMPXCHG16B
+    ("invpcid", &[0x66, 0x0f, 0x38, 0x82, 0x0f]),      // INVPCID
     ("sse4_1", &[0x66, 0x0f, 0x3a, 0x0e, 0xc1, 0x55]), // PBLENDW
     ("sse4_2", &[0x66, 0x0f, 0x38, 0x37, 0xc1]),       // PCMPGTQ
     ("sse4_2", &[0x66, 0x0f, 0x3a, 0x63, 0xc1, 0x0c]), // PCMPISTRI
@@ -42,7 +43,7 @@ const INSTRUCTIONS: &[(&str, &[u8])] = &[
 ];
 
 const NO_INSTRUCTION: &[&str] = &[
-    "de", "pse", "pae", "mce", "pge", "pat", "pse36", "smep", "erms", "umip", "fsrm", "nx",
+    "de", "pse", "pae", "mce", "pge", "pat", "pcid", "pse36", "smep", "erms", "umip", "fsrm", "nx",
     "pdpe1gb", "lm",
 ];
 

@@ -1,13 +1,14 @@
-//! What is left of the system instructions: HLT, CLI, STI, CPUID, RDTSC, hypercalls, caches and fences.
+//! What is left of the system instructions: HLT, CLI, STI, CPUID, RDTSC, RDRAND, hypercalls, caches and fences.
 //!
 //! RDPMC always faults: there are no counters. MONITOR and MWAIT exist where CPUID says so, and do not wait.
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::{nop, undefined};
+use super::{nop, operand_bytes, sized, undefined};
 use crate::control::cr4;
 use crate::cpu::Shadow;
 use crate::cpuid::{self, CpuidRegister};
+use crate::int::Int;
 use crate::op::{Exec, Exit, Fault, Flow, Op};
 use crate::{Bus, Cpu, Stop, flags, reg};
 
@@ -16,10 +17,11 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<
     use Mnemonic::{
         Clac, Cldemote, Clflush, Clflushopt, Cli, Clwb, Cpuid, Getsec, Hlt, Invd, Lfence, Mfence,
         Monitor, Mwait, Prefetch, Prefetchnta, Prefetcht0, Prefetcht1, Prefetcht2, Prefetchw,
-        Prefetchwt1, Rdpid, Rdpmc, Rdtsc, Rdtscp, Rsm, Sfence, Stac, Sti, Ud0, Ud1, Ud2, Vmcall,
-        Vmmcall, Wbinvd,
+        Prefetchwt1, Rdpid, Rdpmc, Rdrand, Rdtsc, Rdtscp, Rsm, Sfence, Stac, Sti, Ud0, Ud1, Ud2,
+        Vmcall, Vmmcall, Wbinvd,
     };
     Some(match insn.mnemonic() {
+        Rdrand => return sized!(operand_bytes(insn), T => rdrand::<B, T>),
         Hlt => hlt,
         Cli => cli,
         Sti => sti,
@@ -58,7 +60,8 @@ pub(super) fn require_umip(cpu: &mut Cpu) -> Flow {
     }
 }
 
-fn require_feature(cpu: &mut Cpu, leaf: u32, register: CpuidRegister, bit: u8) -> Flow {
+/// #UD unless CPUID has the feature.
+pub(super) fn require_feature(cpu: &mut Cpu, leaf: u32, register: CpuidRegister, bit: u8) -> Flow {
     if cpu.features.has(leaf, register, bit) {
         Ok(())
     } else {
@@ -163,6 +166,16 @@ fn rdtscp<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
 fn rdpid<B: Bus>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
     require_feature(cpu, 7, CpuidRegister::Ecx, 22)?;
     cpu.set(op.dst, cpu.msrs.tsc_aux & 0xffff_ffff);
+    Ok(())
+}
+
+/// CF says whether there was a number; the other flags are clear.
+fn rdrand<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    require_feature(cpu, 1, CpuidRegister::Ecx, 30)?;
+    let number = bus.random();
+    cpu.set(op.dst, T::cut(number.unwrap_or(0)));
+    let carry = if number.is_some() { flags::CF } else { 0 };
+    cpu.flags.set_arithmetic(carry);
     Ok(())
 }
 

@@ -1,10 +1,12 @@
-//! Descriptor-table registers and translations: LGDT, SGDT, LLDT, SLDT, LTR, STR, INVLPG.
+//! Descriptor-table registers and translations: LGDT, SGDT, LLDT, SLDT, LTR, STR, INVLPG, INVPCID.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use super::segment::require_descriptors;
-use super::system::{require_cpl0, require_umip};
+use super::system::{require_cpl0, require_feature, require_umip};
 use super::{operand_bytes, sized};
+use crate::control::cr4;
+use crate::cpuid::CpuidRegister;
 use crate::int::Int;
 use crate::op::{Exec, Exit, Fault, Flow, Op};
 use crate::walk::AccessKind;
@@ -13,7 +15,7 @@ use msrgate_core::DescriptorTable;
 
 /// The functions of this family.
 pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B>> {
-    use Mnemonic::{Invlpg, Lgdt, Lidt, Lldt, Ltr, Sgdt, Sidt, Sldt, Str};
+    use Mnemonic::{Invlpg, Invpcid, Lgdt, Lidt, Lldt, Ltr, Sgdt, Sidt, Sldt, Str};
     let in_memory = insn.op0_kind() == OpKind::Memory;
     match insn.mnemonic() {
         Lgdt | Lidt => {
@@ -43,6 +45,7 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B
             }
         }
         Invlpg => Some(invlpg),
+        Invpcid => Some(invpcid),
         _ => None,
     }
 }
@@ -142,5 +145,34 @@ fn invlpg<B: Bus>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
         linear = cpu.wrap_linear((linear & op.addressing.mask()).wrapping_add(base));
     }
     cpu.flush_page(linear);
+    Err(Exit::Leave)
+}
+
+/// Translations of all PCIDs are one here, so each kind forgets at least what it names.
+fn invpcid<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    const ADDRESS: u64 = 0;
+    const CONTEXT: u64 = 1;
+    const ALL: u64 = 2;
+    const ALL_BUT_GLOBAL: u64 = 3;
+    require_feature(cpu, 7, CpuidRegister::Ebx, 10)?;
+    require_cpl0(cpu)?;
+    let descriptor: u128 = cpu.load(bus, op)?;
+    let (pcid, linear) = (descriptor as u64, (descriptor >> 64) as u64);
+    let kind = if cpu.is_64() {
+        cpu.get(op.dst)
+    } else {
+        u64::from(cpu.get::<u32>(op.dst))
+    };
+    let wrong = pcid > 0xfff
+        || kind > ALL_BUT_GLOBAL
+        || kind <= CONTEXT && pcid != 0 && cpu.cr4 & cr4::PCIDE == 0
+        || kind == ADDRESS && !Cpu::is_canonical(linear);
+    if wrong {
+        return Err(cpu.raise(Fault::GP));
+    }
+    match kind {
+        ADDRESS => cpu.flush_page(linear),
+        _ => cpu.flush_tlb(kind != ALL),
+    }
     Err(Exit::Leave)
 }

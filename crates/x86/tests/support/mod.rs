@@ -29,6 +29,8 @@ pub struct Ram {
     pub bytes: Vec<u8>,
     pub read_only: Range<u64>,
     pub clock: u64,
+    /// What RDRAND reads.
+    pub random: Option<u64>,
 }
 
 impl Ram {
@@ -37,6 +39,7 @@ impl Ram {
             bytes: vec![0; len],
             read_only: 0..0,
             clock: 0,
+            random: None,
         }
     }
 
@@ -83,6 +86,10 @@ impl Bus for Ram {
 
     fn store_bytes(&mut self, page: RamPage, offset: usize, bytes: &[u8]) {
         self.write(at(page, offset) as u64, bytes);
+    }
+
+    fn random(&mut self) -> Option<u64> {
+        self.random
     }
 
     fn tsc(&mut self) -> u64 {

@@ -1,0 +1,128 @@
+//! Process-context identifiers: CR4.PCIDE, CR3 with a number, INVPCID; and RDRAND, which the bus answers.
+
+mod support;
+#[path = "support/tables.rs"]
+mod tables;
+
+use iced_x86::code_asm::*;
+use msrgate_x86::{Config, SUPPORTED_FEATURES};
+use tables::{kernel, step, user};
+
+const UD: u8 = 6;
+const GP: u8 = 13;
+const PCIDE: u64 = 1 << 17;
+const TABLES: u64 = 0x1000;
+const DESCRIPTOR: u64 = 0x30_0000;
+
+#[test]
+fn pcids_begin_in_long_mode_with_number_0() {
+    for (cr3_before, expected) in [(TABLES, Ok(())), (TABLES | 1, Err(GP))] {
+        let mut m = kernel(|a| a.mov(cr4, rax));
+        let mut system = m.cpu.system_registers();
+        system.cr3 = cr3_before;
+        m.cpu.set_system_registers(&system);
+        m.set(|r| r.rax = system.cr4 | PCIDE);
+        assert_eq!(step(&mut m), expected, "{cr3_before:#x}");
+    }
+}
+
+#[test]
+fn bit_63_of_cr3_is_for_pcids_and_is_not_kept() {
+    for (pcide, expected) in [(PCIDE, Ok(())), (0, Err(GP))] {
+        let mut m = kernel(|a| a.mov(cr3, rax));
+        let mut system = m.cpu.system_registers();
+        system.cr4 |= pcide;
+        m.cpu.set_system_registers(&system);
+        m.set(|r| r.rax = TABLES | 5 | 1 << 63);
+        assert_eq!(step(&mut m), expected);
+        if expected.is_ok() {
+            assert_eq!(m.cpu.system_registers().cr3, TABLES | 5);
+        }
+    }
+}
+
+/// The kind in RAX, the PCID, the address, CR4, and what becomes of it.
+type Row = (&'static str, u64, u64, u64, u64, Result<(), u8>);
+
+#[test]
+fn invpcid_checks_its_operands() {
+    let rows: [Row; 9] = [
+        ("address", 0, 7, 0x40_0000, PCIDE, Ok(())),
+        ("context", 1, 7, 0, PCIDE, Ok(())),
+        ("all", 2, 0, 0, 0, Ok(())),
+        ("all but global", 3, 0, 0, PCIDE, Ok(())),
+        ("no such kind", 4, 0, 0, PCIDE, Err(GP)),
+        ("kind has 64 bits", 1 << 32, 0, 0, PCIDE, Err(GP)),
+        ("PCID of 13 bits", 1, 0x1000, 0, PCIDE, Err(GP)),
+        ("PCID without PCIDE", 1, 7, 0, 0, Err(GP)),
+        ("address that is none", 0, 0, 1 << 47, PCIDE, Err(GP)),
+    ];
+    for (what, kind, pcid, address, pcide, expected) in rows {
+        let mut m = kernel(|a| a.invpcid(rax, xmmword_ptr(rdi)));
+        let mut system = m.cpu.system_registers();
+        system.cr4 |= pcide;
+        m.cpu.set_system_registers(&system);
+        m.ram.write_u64(DESCRIPTOR, pcid);
+        m.ram.write_u64(DESCRIPTOR + 8, address);
+        m.set(|r| (r.rax, r.rdi) = (kind, DESCRIPTOR));
+        assert_eq!(step(&mut m), expected, "{what}");
+    }
+    let mut m = user(|a| a.invpcid(rax, xmmword_ptr(rdi)));
+    assert_eq!(step(&mut m), Err(GP), "not for users");
+    let mut m = kernel(|a| a.invpcid(rax, xmmword_ptr(rdi)));
+    m.cpu.set_config(Config::default());
+    assert_eq!(step(&mut m), Err(UD), "not in CPUID");
+}
+
+#[test]
+fn invpcid_makes_a_changed_entry_visible() {
+    for kind in 0..4 {
+        let mut m = kernel(|a| {
+            a.mov(rbx, qword_ptr(rdi))?;
+            a.mov(qword_ptr(rsi), rcx)?;
+            a.invpcid(rax, xmmword_ptr(r8))?;
+            a.mov(rdx, qword_ptr(rdi))
+        });
+        // 0x60_0000 is a 2 MiB page whose entry moves to 0x80_0000.
+        m.ram.write_u64(0x60_0000, 6);
+        m.ram.write_u64(0x80_0000, 8);
+        m.ram.write_u64(DESCRIPTOR + 8, 0x60_0000);
+        m.set(|r| {
+            (r.rdi, r.rsi, r.rcx) = (0x60_0000, 0x3000 + 3 * 8, 0x80_0087);
+            (r.rax, r.r8) = (kind, DESCRIPTOR);
+        });
+        m.run(4);
+        let r = m.cpu.registers();
+        assert_eq!((r.rbx, r.rdx), (6, 8), "kind {kind}");
+    }
+}
+
+#[test]
+fn rdrand_answers_what_the_bus_has() {
+    const ARITHMETIC: u64 = 0x8d5;
+    let offered = |f: &msrgate_x86::Feature| (f.function, f.bit) == (1, 30);
+    assert!(
+        !SUPPORTED_FEATURES.iter().any(offered),
+        "it is the bus's to offer"
+    );
+    let mut m = kernel(|a| a.rdrand(rbx));
+    assert_eq!(step(&mut m), Err(UD));
+    for (number, carry) in [(Some(0x1234_5678_9abc_def0), 1), (None, 0)] {
+        let mut m = kernel(|a| {
+            a.rdrand(rbx)?;
+            a.rdrand(ecx)
+        });
+        let mut config = m.cpu.config().clone();
+        for leaf in config.cpuid.iter_mut().filter(|leaf| leaf.function == 1) {
+            leaf.ecx |= 1 << 30;
+        }
+        m.cpu.set_config(config);
+        m.ram.random = number;
+        m.set(|r| (r.rbx, r.rcx, r.rflags) = (u64::MAX, u64::MAX, ARITHMETIC | 2));
+        m.run(2);
+        let r = m.cpu.registers();
+        assert_eq!(r.rbx, number.unwrap_or(0));
+        assert_eq!(r.rcx, number.unwrap_or(0) & 0xffff_ffff);
+        assert_eq!(r.rflags & ARITHMETIC, carry);
+    }
+}
