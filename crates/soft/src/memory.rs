@@ -15,7 +15,7 @@ use msrgate_x86::RamPage;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::shared::SharedBytes;
-use host::{HostPages, PageSet};
+use host::{HostPages, PageSet, Window};
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = 4096;
@@ -51,19 +51,43 @@ impl Slot {
     }
 }
 
-/// The slots at one moment, in the order of their guest addresses.
+/// The slots at one moment.
 #[derive(Debug, Default)]
-pub(crate) struct Slots(Vec<Arc<Slot>>);
+pub(crate) struct Slots {
+    /// In the order of their guest addresses.
+    slots: Vec<Arc<Slot>>,
+    /// The bytes of the largest slot, which is where nearly all accesses go.
+    main: Window,
+    main_position: usize,
+}
 
-/// Bits of a [`RamPage`] that number the page in its slot; the rest number the slot.
+/// Bits of a [`RamPage`] that number the page in its slot. The rest number the slot: 0 is the main one, and the others are
+/// their position and 1. So a page of another slot, taken for one of the main slot's, is far behind its end.
 const PAGE_BITS: u32 = 32;
+const _: () = assert!(MAX_SLOT_PAGES < 1 << PAGE_BITS);
 
 impl Slots {
+    fn new(mut slots: Vec<Arc<Slot>>) -> Self {
+        slots.sort_by_key(|slot| slot.first_pfn);
+        let largest = slots
+            .iter()
+            .enumerate()
+            .max_by_key(|(_, slot)| slot.host.pages());
+        let (main_position, main) = largest.map_or_else(Default::default, |(position, slot)| {
+            (position, Window::new(&slot.host))
+        });
+        Self {
+            slots,
+            main,
+            main_position,
+        }
+    }
+
     /// The page handle of `pfn`: its slot's position here, and its number in the slot. `Err` where the
     /// slot's memory is not there (KVM_RUN then fails with EFAULT).
     pub(crate) fn page(&self, pfn: u64, write: bool) -> Result<Option<RamPage>, BadMemory> {
-        let position = self.0.partition_point(|slot| slot.end_pfn() <= pfn);
-        let Some(slot) = self.0.get(position).filter(|slot| slot.holds(pfn)) else {
+        let position = self.slots.partition_point(|slot| slot.end_pfn() <= pfn);
+        let Some(slot) = self.slots.get(position).filter(|slot| slot.holds(pfn)) else {
             return Ok(None);
         };
         if write && slot.flags & KVM_MEM_READONLY != 0 {
@@ -78,19 +102,43 @@ impl Slots {
         if write && let Some(dirty) = &slot.dirty {
             dirty.insert(page);
         }
-        Ok(Some(RamPage((position as u64) << PAGE_BITS | page)))
+        let number = if position == self.main_position {
+            0
+        } else {
+            position as u64 + 1
+        };
+        Ok(Some(RamPage(number << PAGE_BITS | page)))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn load<const N: usize>(&self, page: RamPage, offset: usize) -> [u8; N] {
+        match self.main.bytes().load_array(main_offset(page, offset)) {
+            Some(bytes) => bytes,
+            None => self.load_elsewhere(page, offset),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn store<const N: usize>(&self, page: RamPage, offset: usize, bytes: [u8; N]) {
+        if !self
+            .main
+            .bytes()
+            .store_array(main_offset(page, offset), bytes)
+        {
+            self.store_elsewhere(page, offset, bytes);
+        }
+    }
+
+    #[cold]
+    fn load_elsewhere<const N: usize>(&self, page: RamPage, offset: usize) -> [u8; N] {
         let bytes = self.resolve(page, offset);
         bytes
             .and_then(|(host, at)| host.load_array(at))
             .unwrap_or([0; N])
     }
 
-    #[inline]
-    pub(crate) fn store<const N: usize>(&self, page: RamPage, offset: usize, bytes: [u8; N]) {
+    #[cold]
+    fn store_elsewhere<const N: usize>(&self, page: RamPage, offset: usize, bytes: [u8; N]) {
         if let Some((host, at)) = self.resolve(page, offset) {
             host.store_array(at, bytes);
         }
@@ -105,6 +153,21 @@ impl Slots {
     pub(crate) fn store_bytes(&self, page: RamPage, offset: usize, bytes: &[u8]) {
         if let Some((host, at)) = self.resolve(page, offset) {
             host.store_bytes(at, bytes);
+        }
+    }
+
+    /// Fills bytes of a page with one value.
+    pub(crate) fn fill(&self, page: RamPage, offset: usize, len_bytes: usize, value: u8) {
+        if let Some((host, at)) = self.resolve(page, offset) {
+            host.fill(at, len_bytes, value);
+        }
+    }
+
+    /// Copies `len_bytes` from one place to another, as if all were read first.
+    pub(crate) fn copy(&self, from: (RamPage, usize), to: (RamPage, usize), len_bytes: usize) {
+        let [from, to] = [from, to].map(|(page, offset)| self.resolve(page, offset));
+        if let (Some((from, from_at)), Some((to, to_at))) = (from, to) {
+            to.copy_from(to_at, from, from_at, len_bytes);
         }
     }
 
@@ -143,13 +206,27 @@ impl Slots {
     /// The bytes of the page's slot, and where in them `offset` is.
     #[inline]
     fn resolve(&self, page: RamPage, offset: usize) -> Option<(&SharedBytes, usize)> {
-        let slot = self.0.get(usize::try_from(page.0 >> PAGE_BITS).ok()?)?;
+        let position = match usize::try_from(page.0 >> PAGE_BITS).ok()? {
+            0 => self.main_position,
+            other => other - 1,
+        };
+        let slot = self.slots.get(position)?;
         let page = usize::try_from(page.0 & ((1 << PAGE_BITS) - 1)).ok()?;
         Some((
             slot.host.bytes(),
             page * PAGE_BYTES + offset.min(PAGE_BYTES),
         ))
     }
+}
+
+/// Where a page's byte is in the main slot; behind its end if it is in another.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a page's number has at most 47 bits"
+)]
+fn main_offset(page: RamPage, offset: usize) -> usize {
+    ((page.0 as usize) << PAGE_SHIFT).wrapping_add(offset)
 }
 
 /// A slot points to where the client has no usable memory.
@@ -186,9 +263,8 @@ impl Memory {
                 dirty: None,
             }));
         }
-        slots.sort_by_key(|slot| slot.first_pfn);
         Ok(Self {
-            slots: RwLock::new(Arc::new(Slots(slots))),
+            slots: RwLock::new(Arc::new(Slots::new(slots))),
             generation: AtomicU64::new(1),
         })
     }
@@ -212,11 +288,11 @@ impl Memory {
     pub(crate) fn set_slot(&self, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
         check_region(region)?;
         let slots = self.slots();
-        let old = slots.0.iter().find(|slot| slot.id == region.slot);
+        let old = slots.slots.iter().find(|slot| slot.id == region.slot);
         let Some(new) = changed_slot(region, old)? else {
             return Ok(());
         };
-        let others = slots.0.iter().filter(|slot| slot.id != region.slot);
+        let others = slots.slots.iter().filter(|slot| slot.id != region.slot);
         let mut slots: Vec<_> = others.map(Arc::clone).collect();
         if let Change::Set(new) = new {
             if slots
@@ -230,8 +306,7 @@ impl Memory {
             }
             slots.push(Arc::new(new));
         }
-        slots.sort_by_key(|slot| slot.first_pfn);
-        self.publish(Slots(slots));
+        self.publish(Slots::new(slots));
         Ok(())
     }
 
@@ -242,7 +317,7 @@ impl Memory {
     /// ENOENT for a slot that is not there or not logged.
     pub(crate) fn take_dirty(&self, id: u32) -> Result<Vec<u64>, Errno> {
         let slots = self.slots();
-        let slot = slots.0.iter().find(|slot| slot.id == id);
+        let slot = slots.slots.iter().find(|slot| slot.id == id);
         let dirty = slot
             .and_then(|slot| slot.dirty.as_ref())
             .ok_or(Errno::ENOENT)?;

@@ -44,7 +44,7 @@ impl SharedBytes {
     }
 
     /// Loads a value at any alignment, if all of it is inside.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn load<T: Plain>(&self, offset: usize) -> Option<T> {
         let pointer = self.pointer(offset, size_of::<T>())?;
         // SAFETY: `pointer` answers only for `size_of::<T>()` bytes inside, which `new`'s caller keeps mapped;
@@ -54,7 +54,7 @@ impl SharedBytes {
     }
 
     /// Stores a value at any alignment; whether all of it is inside.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn store<T: Plain>(&self, offset: usize, value: T) -> bool {
         let Some(pointer) = self.pointer(offset, size_of::<T>()) else {
             return false;
@@ -65,7 +65,7 @@ impl SharedBytes {
     }
 
     /// Loads `N` bytes in as few accesses as there can be: one for 1, 2, 4 and 8.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn load_array<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         match N {
@@ -79,7 +79,7 @@ impl SharedBytes {
     }
 
     /// Stores `N` bytes, likewise.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn store_array<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> bool {
         match N {
             1 => self.store(offset, bytes[0]),
@@ -110,7 +110,25 @@ impl SharedBytes {
         true
     }
 
-    #[inline]
+    /// Copies bytes of `from`, if they and their places are inside. Where they overlap, all are read first.
+    pub(crate) fn copy_from(&self, offset: usize, from: &Self, from_offset: usize, len: usize) {
+        if let (Some(source), Some(target)) =
+            (from.pointer(from_offset, len), self.pointer(offset, len))
+        {
+            // SAFETY: as in `load` and `store`, for `len` bytes each.
+            unsafe { ptr::copy(source, target, len) };
+        }
+    }
+
+    /// Fills `len` bytes with one value, if they are inside.
+    pub(crate) fn fill(&self, offset: usize, len: usize, value: u8) {
+        if let Some(pointer) = self.pointer(offset, len) {
+            // SAFETY: as in `store`, for `len` bytes.
+            unsafe { ptr::write_bytes(pointer, value, len) };
+        }
+    }
+
+    #[inline(always)]
     fn pointer(&self, offset: usize, len: usize) -> Option<*mut u8> {
         if offset > self.len || len > self.len - offset {
             return None;

@@ -26,9 +26,21 @@ impl Cpu {
         let offset = self.offset(op);
         if op.addressing.is_flat() {
             Ok(offset)
+        } else if self.is_64() {
+            Ok(self.based(op.addressing, offset))
         } else {
             self.segmented(op.addressing, offset, len_bytes, kind)
         }
+    }
+
+    /// Linear address of `offset` in 64-bit mode, where only FS and GS have a base.
+    #[inline(always)]
+    fn based(&self, addressing: Addressing, offset: u64) -> u64 {
+        let base = match addressing.segment() {
+            segment @ (seg::FS | seg::GS) => self.segs[segment].base,
+            _ => 0,
+        };
+        base.wrapping_add(offset & addressing.mask())
     }
 
     /// Linear address of `offset` in a segment, after its checks.

@@ -8,6 +8,7 @@
 //! Stores into code are noticed by [`memory`](crate::memory), through [`CodeState::lines`].
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::op::{Exit, Fault, Op};
 use crate::page::line_mask;
@@ -30,8 +31,8 @@ const NONE: u32 = u32::MAX;
 /// What the processor knows of decoded code without knowing the bus.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CodeState {
-    /// Frames with decoded code: which of their 64-byte lines hold some.
-    pub(crate) lines: HashMap<u64, u64>,
+    /// Frames with decoded code.
+    pub(crate) lines: Frames<Lines>,
     /// Frames whose decoded code a store has made stale.
     pub(crate) stale: Vec<u64>,
     /// Counts the changes after which an address may mean other code.
@@ -42,11 +43,57 @@ pub(crate) struct CodeState {
     pub(crate) flush: bool,
 }
 
+/// Something about frames, by their number.
+pub(crate) type Frames<T> = HashMap<u64, T, BuildHasherDefault<FrameHasher>>;
+
+/// Spreads frame numbers. A guest that makes them collide slows only itself down.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FrameHasher(u64);
+
+impl Hasher for FrameHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(26);
+    }
+}
+
+/// The 64-byte lines of a frame that hold decoded code, one bit each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lines {
+    pub(crate) mask: u64,
+    /// Stores to other lines of the frame, each of which took the slow way.
+    spared: u8,
+}
+
+impl Lines {
+    /// After so many stores to other lines, the code there is likely to be gone: what was code is data now.
+    const PATIENCE: u8 = 64;
+
+    /// Takes note of a store to another line; whether to forget the code.
+    pub(crate) fn spare(&mut self) -> bool {
+        self.spared = self.spared.saturating_add(1);
+        self.spared >= Self::PATIENCE
+    }
+}
+
 /// A run of instructions.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     span: Span,
     key: Key,
+    /// Where its first byte is.
+    page: RamPage,
     /// The frame that the last instruction reaches into, if it is not the first one's.
     second_pfn: Option<u64>,
     /// Where its bytes are in [`Code::bytes`], and how many.
@@ -81,6 +128,9 @@ struct Jump {
     /// Epoch, privilege and width that it was entered in.
     state: u64,
     span: Span,
+    /// The block's number, and [`CodeState::verify`] when its bytes were known to be right.
+    number: u32,
+    verify: u32,
 }
 
 /// The instructions of a block, by their place among all.
@@ -98,7 +148,7 @@ pub(crate) struct Code<B> {
     buckets: Box<[u32]>,
     jumps: Box<[Jump; JUMPS]>,
     /// Blocks by frame.
-    frames: HashMap<u64, Vec<u32>>,
+    frames: Frames<Vec<u32>>,
 }
 
 impl<B: Bus> Code<B> {
@@ -107,6 +157,8 @@ impl<B: Bus> Code<B> {
             rip: 0,
             state: u64::MAX,
             span: Span { first: 0, count: 0 },
+            number: 0,
+            verify: 0,
         };
         Self {
             ops: Vec::new(),
@@ -114,16 +166,23 @@ impl<B: Bus> Code<B> {
             bytes: Vec::new(),
             buckets: vec![NONE; BUCKETS].into(),
             jumps: Box::new([jump; JUMPS]),
-            frames: HashMap::new(),
+            frames: Frames::default(),
         }
     }
 
     /// The block at RIP, decoded now if need be.
     #[inline(always)]
     pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
-        let jump = &self.jumps[Self::jump_slot(cpu.rip)];
-        if jump.rip == cpu.rip && jump.state == cpu.code_epoch() {
-            return Ok(jump.span);
+        let Jump {
+            rip,
+            state,
+            span,
+            verify,
+            ..
+        } = self.jumps[Self::jump_slot(cpu.rip)];
+        let here = rip == cpu.rip && state == cpu.code_epoch();
+        if here && (verify == cpu.code_state.verify || self.verify(cpu, bus)) {
+            return Ok(span);
         }
         self.find_slow(cpu, bus)
     }
@@ -148,6 +207,28 @@ impl<B: Bus> Code<B> {
         (rip ^ rip >> 12) as usize % JUMPS
     }
 
+    /// Whether the block that the table has for RIP still stands for its bytes.
+    #[inline(never)]
+    fn verify(&mut self, cpu: &Cpu, bus: &B) -> bool {
+        let jump = &mut self.jumps[Self::jump_slot(cpu.rip)];
+        let block = &mut self.blocks[jump.number as usize];
+        let verify = cpu.code_state.verify;
+        if block.second_pfn.is_some() {
+            return false;
+        }
+        if block.verify != verify {
+            let mut bytes = [0; MAX_BLOCK_BYTES + MAX_OP_BYTES];
+            let bytes = &mut bytes[..usize::from(block.len_bytes)];
+            bus.load_bytes(block.page, block.key.gpa as usize % 4096, bytes);
+            if *bytes != self.bytes[block.bytes as usize..][..bytes.len()] {
+                return false;
+            }
+            block.verify = verify;
+        }
+        jump.verify = verify;
+        true
+    }
+
     #[cold]
     #[inline(never)]
     fn find_slow(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
@@ -164,6 +245,8 @@ impl<B: Bus> Code<B> {
             rip: cpu.rip,
             state: cpu.code_epoch(),
             span,
+            number,
+            verify: cpu.code_state.verify,
         };
         Ok(span)
     }
@@ -237,6 +320,7 @@ impl<B: Bus> Code<B> {
                 count: (self.ops.len() - first) as u32,
             },
             key: place.key,
+            page: place.page,
             second_pfn,
             bytes: self.bytes.len() as u32,
             len_bytes: len as u8,
@@ -262,10 +346,10 @@ impl<B: Bus> Code<B> {
     fn note(&mut self, cpu: &mut Cpu, number: u32, pfn: u64, offset: usize, len_bytes: usize) {
         self.frames.entry(pfn).or_default().push(number);
         let lines = cpu.code_state.lines.entry(pfn).or_default();
-        if *lines == 0 {
+        if lines.mask == 0 {
             cpu.tlb.mark_code(pfn);
         }
-        *lines |= line_mask(offset, len_bytes);
+        lines.mask |= line_mask(offset, len_bytes);
     }
 
     fn invalidate(&mut self, cpu: &mut Cpu, pfn: u64) {

@@ -245,7 +245,10 @@ impl Cpu {
     /// it runs again.
     pub fn verify_code(&mut self) {
         self.code_state.verify = self.code_state.verify.wrapping_add(1);
-        self.code_state.epoch += 1;
+        if self.code_state.verify == 0 {
+            self.code_state.flush = true; // no number of an old round may stand for a new one
+            self.attention = true;
+        }
     }
 
     /// Answers [`Stop::Rdmsr`]: RAX and RDX get the value and the instruction retires, or #GP(0) is queued.

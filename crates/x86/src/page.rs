@@ -168,12 +168,14 @@ impl Cpu {
         self.code_state
             .lines
             .get(&pfn)
-            .is_some_and(|lines| lines & line_mask(offset, len_bytes) != 0)
+            .is_some_and(|lines| lines.mask & line_mask(offset, len_bytes) != 0)
     }
 
-    /// Makes decoded code stale that a store hits.
+    /// Makes decoded code stale that a store hits, or that many stores have passed by.
     pub(crate) fn note_code_write(&mut self, pfn: u64, offset: usize, len_bytes: usize) {
-        if self.hits_code(pfn, offset, len_bytes) {
+        if let Some(lines) = self.code_state.lines.get_mut(&pfn)
+            && (lines.mask & line_mask(offset, len_bytes) != 0 || lines.spare())
+        {
             self.code_state.stale.push(pfn);
             self.attention = true;
         }

@@ -83,14 +83,15 @@ impl Cpu {
         let start = self.rip;
         let ops = &ops[..ops.len().min(*left as usize)];
         loop {
+            let mut rest = ops.iter();
             let mut ended = None;
-            for (i, op) in ops.iter().enumerate() {
+            for op in rest.by_ref() {
                 if let Err(exit) = (op.exec)(self, bus, op) {
-                    ended = Some((i as u64, op, exit));
+                    ended = Some((op, exit));
                     break;
                 }
             }
-            let Some((before, op, exit)) = ended else {
+            let Some((op, exit)) = ended else {
                 *left -= ops.len() as u64;
                 self.retired += ops.len() as u64;
                 if let Some(last) = ops.last() {
@@ -98,6 +99,7 @@ impl Cpu {
                 }
                 return Ok(());
             };
+            let before = (ops.len() - rest.len() - 1) as u64;
             *left -= before + 1;
             if exit == Exit::Jump {
                 self.retired += before + 1;

@@ -110,6 +110,43 @@ impl HostPages {
     }
 }
 
+/// The bytes of a run of pages, at hand without a look at who owns them.
+#[derive(Debug)]
+pub(crate) struct Window {
+    bytes: SharedBytes,
+    _owner: Option<Arc<HostPages>>,
+}
+
+impl Window {
+    /// All bytes of `pages`.
+    pub(crate) fn new(pages: &Arc<HostPages>) -> Self {
+        let bytes = pages.bytes();
+        Self {
+            // SAFETY: `bytes` is what `of_mapping` or `of_client` were promised, for as long as the pages are owned,
+            // and `_owner` owns them.
+            bytes: unsafe { SharedBytes::new(bytes.start(), bytes.len()) },
+            _owner: Some(Arc::clone(pages)),
+        }
+    }
+
+    /// Them.
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> &SharedBytes {
+        &self.bytes
+    }
+}
+
+impl Default for Window {
+    /// No bytes.
+    fn default() -> Self {
+        Self {
+            // SAFETY: there are none to be mapped.
+            bytes: unsafe { SharedBytes::new(ptr::null_mut(), 0) },
+            _owner: None,
+        }
+    }
+}
+
 /// A set of page numbers.
 #[derive(Debug)]
 pub(crate) struct PageSet(Box<[AtomicU64]>);

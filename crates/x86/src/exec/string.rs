@@ -220,9 +220,7 @@ impl Element for Movs {
         if from == to && to_offset > from_offset && to_offset < from_offset + len {
             return Ok(0);
         }
-        let mut bytes = [0; PAGE];
-        bus.load_bytes(from, from_offset, &mut bytes[..len]);
-        bus.store_bytes(to, to_offset, &bytes[..len]);
+        bus.copy((from, from_offset), (to, to_offset), len);
         Ok(elements)
     }
 }
@@ -255,13 +253,16 @@ impl Element for Stos {
         let Some(page) = cpu.run_page(bus, to, AccessKind::Write)? else {
             return Ok(0);
         };
-        let mut bytes = [0; PAGE];
-        let bytes = &mut bytes[..elements as usize * T::BYTES];
-        let value = cpu.get::<T>(RAX).to_bytes();
-        for element in bytes.chunks_exact_mut(T::BYTES) {
-            element.copy_from_slice(&value[..T::BYTES]);
+        let len = elements as usize * T::BYTES;
+        let value: T = cpu.get(RAX);
+        let bytes = value.to_bytes();
+        if bytes[..T::BYTES].iter().all(|byte| *byte == bytes[0]) {
+            bus.fill(page, offset, len, bytes[0]);
+        } else {
+            for at in (offset..offset + len).step_by(T::BYTES) {
+                value.store(bus, page, at);
+            }
         }
-        bus.store_bytes(page, offset, bytes);
         Ok(elements)
     }
 }
