@@ -8,7 +8,7 @@ const MAX_LINES: usize = 600;
 /// Files that are data, not prose, and may be longer.
 const TABLES: [&str; 2] = ["crates/core/src/names.rs", "crates/soft/src/msr/table.rs"];
 /// Where unsafe code has a room; everywhere else it is a mistake.
-const UNSAFE_ROOMS: [&str; 14] = [
+const UNSAFE_ROOMS: [&str; 15] = [
     "crates/kvm/src/filter.rs",
     "crates/kvm/src/kick.rs",
     "crates/kvm/src/run_page.rs",
@@ -17,6 +17,7 @@ const UNSAFE_ROOMS: [&str; 14] = [
     "crates/soft/src/client.rs",
     "crates/soft/src/ioctl/",
     "crates/soft/src/memory",
+    "crates/soft/src/random.rs",
     "crates/soft/src/run_page.rs",
     "crates/x86/src/simd/",
     "crates/x86/src/x87",

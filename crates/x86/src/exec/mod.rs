@@ -16,6 +16,7 @@ mod flag;
 mod fpu;
 mod fxsave;
 mod io;
+mod legacy;
 mod mmx;
 mod mov;
 mod msr;
@@ -83,6 +84,7 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
         exchange::lower,
         flag::lower,
         bcd::lower,
+        legacy::lower,
         sse::lower,
         mmx::lower,
         fpu::lower,

@@ -1,7 +1,9 @@
 //! Instructions to try, and registers that point their operands into the arena.
 //!
-//! An instruction is random bytes that decode to something fit: user mode, nothing but registers and memory
-//! that the registers choose. Branches go to one known place.
+//! An instruction is random bytes, every other time behind an opcode that is chosen among all, that decode to something
+//! fit: user mode, nothing but registers and memory that the registers choose. Branches go to one known place.
+
+use std::collections::BTreeSet;
 
 use iced_x86::{
     Code, ConstantOffsets, CpuidFeature, Decoder, DecoderOptions, EncodingKind, FlowControl,
@@ -9,6 +11,7 @@ use iced_x86::{
 };
 
 use crate::layout::*;
+use crate::opcodes;
 use crate::random::Random;
 use crate::state::{Fx, State};
 
@@ -24,6 +27,8 @@ pub(crate) struct Subject {
 pub(crate) struct Generator {
     pub(crate) random: Random,
     info: InstructionInfoFactory,
+    /// Beginnings of encodings, instruction by instruction, so that rare ones are tried as often as others.
+    beginnings: Vec<Vec<Vec<u8>>>,
 }
 
 impl Generator {
@@ -31,7 +36,27 @@ impl Generator {
         Self {
             random: Random(seed),
             info: InstructionInfoFactory::new(),
+            beginnings: opcodes::all(64)
+                .into_values()
+                .filter_map(|examples| {
+                    let is_tried = |bytes: &Vec<u8>| {
+                        let bytes = [bytes, &[0; 12][..]].concat();
+                        decode(&bytes).is_some_and(|(instruction, _)| is_fit(&instruction))
+                    };
+                    let tried: Vec<_> = examples.into_iter().filter(is_tried).collect();
+                    (!tried.is_empty()).then_some(tried)
+                })
+                .collect(),
         }
+    }
+
+    /// The instructions that will be tried, if the run is long enough.
+    pub(crate) fn codes(&self) -> BTreeSet<Code> {
+        let examples = self.beginnings.iter().flatten();
+        examples
+            .filter_map(|bytes| decode(&[bytes, &[0; 12][..]].concat()))
+            .map(|(instruction, _)| instruction.code())
+            .collect()
     }
 
     /// The next instruction.
@@ -60,6 +85,12 @@ impl Generator {
     fn bytes(&mut self) -> Vec<u8> {
         let random = &mut self.random;
         let mut bytes = Vec::with_capacity(32);
+        if random.one_in(2) {
+            let examples = &self.beginnings[random.below(self.beginnings.len() as u64) as usize];
+            bytes.extend(&examples[random.below(examples.len() as u64) as usize]);
+            bytes.extend((0..2).flat_map(|_| random.next().to_le_bytes()));
+            return bytes;
+        }
         if random.one_in(2) {
             bytes.push(random.pick(&[0x66, 0x66, 0x66, 0xf2, 0xf3, 0xf3, 0xf0, 0x67]));
         }
