@@ -3,6 +3,8 @@
 //! Guest memory is not here: a backend is made with the memory it runs on, so that nothing in this
 //! contract holds an address.
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
 use crate::{
@@ -116,6 +118,24 @@ pub trait Vcpu {
     fn retired(&self) -> Option<u64> {
         None
     }
+
+    /// Instructions that the guest ran and a backend in software does not have: a bounded list.
+    fn unimplemented(&self) -> Vec<Unimplemented> {
+        Vec::new()
+    }
+}
+
+/// An instruction that a processor in software does not have, met by a guest: it got #UD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unimplemented {
+    /// The decoder's name of the instruction.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Where it was first met.
+    pub rip: u64,
+    /// How often it was met.
+    pub count: u64,
 }
 
 /// Interrupts a vCPU, from any thread and for as long as the handle lives.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use msrgate_core::{
     Errno, Exception, ExitReasons, Kick, MsrFilter, MsrIndex, Registers, RunError, SystemRegisters,
-    Vcpu, Vm, VmEntry, VmError, VmExit,
+    Unimplemented, Vcpu, Vm, VmEntry, VmError, VmExit,
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -193,6 +193,10 @@ impl Vcpu for SoftVcpu {
 
     fn retired(&self) -> Option<u64> {
         Some(self.engine.cpu.retired())
+    }
+
+    fn unimplemented(&self) -> Vec<Unimplemented> {
+        self.engine.cpu.unimplemented().to_vec()
     }
 }
 

@@ -32,6 +32,8 @@ const APIC: u32 = 1 << 9;
 const MCE_MTRR_MCA: u32 = 1 << 7 | 1 << 12 | 1 << 14;
 /// Leaf 7 EBX: TSC_ADJUST, an MSR here.
 const TSC_ADJUST: u32 = 1 << 1;
+/// Leaf 7 EDX: IA32_ARCH_CAPABILITIES, an MSR here.
+const ARCH_CAPABILITIES: u32 = 1 << 29;
 /// Leaf 0x80000007 EDX: the TSC never changes its frequency.
 const INVARIANT_TSC: u32 = 1 << 8;
 
@@ -58,7 +60,10 @@ pub(crate) fn supported(source: CpuidSource, tsc_khz: u32) -> Vec<CpuidLeaf> {
                 leaf.ecx |= HYPERVISOR | X2APIC;
                 leaf.edx |= MCE_MTRR_MCA | APIC;
             }
-            7 => leaf.ebx |= TSC_ADJUST,
+            7 => {
+                leaf.ebx |= TSC_ADJUST;
+                leaf.edx |= ARCH_CAPABILITIES;
+            }
             _ => {}
         }
     }

@@ -32,6 +32,8 @@ pub(crate) struct MsrFile {
     pub(crate) cpuid: GuestCpuid,
     pub(crate) tsc: Tsc,
     pub(crate) clock: KvmClock,
+    /// There is a local APIC in the kernel.
+    pub(crate) has_apic: bool,
     /// PV MSRs need their CPUID bit (`KVM_CAP_ENFORCE_PV_FEATURE_CPUID`).
     pub(crate) pv_enforced: bool,
     /// The guest may not read PLATFORM_INFO (`KVM_CAP_MSR_PLATFORM_INFO` with 0).
@@ -56,6 +58,7 @@ impl MsrFile {
             cpuid,
             tsc,
             clock,
+            has_apic: false,
             pv_enforced: false,
             platform_info_hidden: false,
         }

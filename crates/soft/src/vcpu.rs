@@ -57,6 +57,8 @@ pub(crate) struct Engine {
     irqchip: Option<Arc<IrqChip>>,
     /// What the controllers had raised when they were looked at last.
     seen: u64,
+    /// No interrupt is delivered (`KVM_GUESTDBG_BLOCKIRQ`).
+    blocks_interrupts: bool,
     /// They are to be looked at whether they have raised anything or not.
     look: bool,
     /// The vCPU has run: its model cannot change any more.
@@ -78,12 +80,13 @@ impl Engine {
             const BOOTSTRAP: u64 = 1 << 8;
             cpu.msrs.apic_base &= !BOOTSTRAP;
         }
-        let msrs = MsrFile::new(
+        let mut msrs = MsrFile::new(
             GuestCpuid::new(&[]),
             tsc,
             KvmClock::new(Arc::clone(&vm.clock)),
         );
         let irqchip = vm.irqchip();
+        msrs.has_apic = irqchip.is_some();
         let mut mp_state = MpState::Runnable;
         if let Some(irqchip) = &irqchip {
             irqchip.with(|chips, _| chips.add(Lapic::new(id, cpu.msrs.apic_base)));
@@ -109,6 +112,7 @@ impl Engine {
             mp_state,
             irqchip,
             seen: 0,
+            blocks_interrupts: false,
             look: true,
             has_run: false,
             debug_dr6: 0,
@@ -290,8 +294,14 @@ impl Engine {
                 self.foreign_writes = true;
                 return None;
             }
+            // The turn goes to who waits for it, and the vCPU asks for another.
+            Stop::Pause => return None,
             Stop::Hypercall => {
                 self.hypercall();
+                return None;
+            }
+            Stop::Hlt if self.vm.hlt_stays.load(Ordering::Relaxed) => {
+                self.nap();
                 return None;
             }
             Stop::Hlt => VmExit::Hlt,

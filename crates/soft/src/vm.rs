@@ -72,6 +72,8 @@ pub(crate) struct VmState {
     /// The end of the numbers that a client set itself (`KVM_CAP_MAX_VCPU_ID`); 0: none.
     max_vcpu_id: AtomicU32,
     irqchip: OnceLock<Arc<IrqChip>>,
+    /// HLT does not leave the guest (`KVM_CAP_X86_DISABLE_EXITS`).
+    pub(crate) hlt_stays: AtomicBool,
     /// KVM_CAP_EXCEPTION_PAYLOAD.
     pub(crate) exception_payload: AtomicBool,
     /// KVM_CAP_MSR_PLATFORM_INFO with 0.
@@ -96,6 +98,7 @@ impl VmState {
             bootstrap_id: AtomicU32::new(0),
             max_vcpu_id: AtomicU32::new(0),
             irqchip: OnceLock::new(),
+            hlt_stays: AtomicBool::new(false),
             exception_payload: AtomicBool::new(false),
             platform_info_hidden: AtomicBool::new(false),
         }

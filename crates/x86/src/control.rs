@@ -197,7 +197,7 @@ impl Cpu {
             7 => self.debug.dr7 = value & DR7_VOLATILE | DR7_FIXED,
             _ => self.debug.db[usize::from(number & 3)] = value,
         }
-        self.attention = true;
+        self.update_breakpoints();
         Err(Exit::Leave)
     }
 
@@ -208,7 +208,7 @@ impl Cpu {
             8.. => return Err(self.raise(Fault::UD)),
             _ => number,
         };
-        if self.debug.dr7 & DR7_GD != 0 {
+        if self.debug_in_force().dr7 & DR7_GD != 0 {
             let fault = Fault {
                 payload: DR6_BD,
                 ..Fault::plain(vector::DB)

@@ -6,7 +6,7 @@
 use core::any::Any;
 use core::fmt;
 
-use msrgate_core::{DescriptorTable, Gp, Segment};
+use msrgate_core::{DescriptorTable, Gp, Segment, Unimplemented};
 
 use crate::code::CodeState;
 use crate::control::{cr0, cr4, efer};
@@ -14,7 +14,7 @@ use crate::cpuid::Features;
 use crate::flags::{self, Flags};
 use crate::mmio::MmioBuffer;
 use crate::op::{Exit, Fault, Op};
-use crate::state::{Config, DebugRegisters, Exception, Fpu, MsrState, Unimplemented};
+use crate::state::{Config, DebugRegisters, Exception, Fpu, MsrState};
 use crate::tlb::{Context, Tlb};
 use crate::walk::Paging;
 use crate::{Stop, reg, seg};
@@ -56,6 +56,10 @@ pub struct Cpu {
     pub(crate) xcr0: u64,
     pub(crate) efer: u64,
     pub(crate) debug: DebugRegisters,
+    /// Some breakpoint is on data. See [`Cpu::update_breakpoints`].
+    pub(crate) watches: bool,
+    /// The DR6 bits of those that the instruction has met.
+    pub(crate) watched: u64,
     /// The MSRs that are processor state and nothing else.
     pub msrs: MsrState,
     pub(crate) fpu: Fpu,
@@ -76,6 +80,8 @@ pub struct Cpu {
     pub(crate) pending: Pending,
     pub(crate) shadow: Shadow,
     pub(crate) shut_down: bool,
+    /// How often PAUSE was executed in this run.
+    pub(crate) pauses: u32,
     pub(crate) last_exception: Option<Exception>,
     pub(crate) retired: u64,
     pub(crate) unimplemented: Vec<Unimplemented>,
@@ -139,6 +145,8 @@ impl Cpu {
             xcr0: 1,
             efer: 0,
             debug: DebugRegisters::default(),
+            watches: false,
+            watched: 0,
             msrs: MsrState::default(),
             fpu: Fpu::default(),
             paging: Paging::new(0, 0, 0, 0, 36),
@@ -152,6 +160,7 @@ impl Cpu {
             pending: Pending::default(),
             shadow: Shadow::None,
             shut_down: false,
+            pauses: 0,
             last_exception: None,
             retired: 0,
             unimplemented: Vec::new(),
@@ -211,6 +220,7 @@ impl Cpu {
         self.shut_down = false;
         self.last_exception = None;
         self.update_mode();
+        self.update_breakpoints();
         self.flush_tlb(false);
     }
 
@@ -230,6 +240,7 @@ impl Cpu {
     pub fn set_config(&mut self, config: Config) {
         self.features = Features::new(&config.cpuid);
         self.config = config;
+        self.update_breakpoints();
         self.flush();
     }
 

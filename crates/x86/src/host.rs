@@ -1,12 +1,12 @@
 //! The state as a host reads and writes it: all registers, those that are MSRs by themselves, and what is
 //! on its way to the guest.
 
-use msrgate_core::{Registers, SystemRegisters};
+use msrgate_core::{Registers, SystemRegisters, Unimplemented};
 
 use crate::control::cr0;
 use crate::cpu::Shadow;
 use crate::op::{Fault, vector};
-use crate::state::{DebugRegisters, Exception, Fpu, Unimplemented};
+use crate::state::{DebugRegisters, Exception, Fpu};
 use crate::{Cpu, flags, seg};
 
 /// What is on its way to the guest besides a queued exception (`struct kvm_vcpu_events`).
@@ -146,7 +146,7 @@ impl Cpu {
     /// Replaces debug registers.
     pub fn set_debug_registers(&mut self, debug: DebugRegisters) {
         self.debug = debug;
-        self.attention = true;
+        self.update_breakpoints();
     }
 
     /// XCR0.

@@ -10,6 +10,7 @@
 )]
 
 mod address;
+mod breakpoint;
 mod bus;
 mod code;
 mod control;
@@ -45,5 +46,5 @@ pub use cpuid::{
     AMD_COPIES, CpuidRegister, Feature, SUPPORTED_FEATURES, fixed_cpuid, supported_mask,
 };
 pub use host::Events;
-pub use state::{Config, CpuidLeaf, DebugRegisters, Exception, Fpu, MsrState, Unimplemented};
+pub use state::{Config, CpuidLeaf, DebugRegisters, Exception, Fpu, MsrState};
 pub use stop::Stop;

@@ -44,6 +44,7 @@ impl Cpu {
         len_bytes: usize,
         kind: AccessKind,
     ) -> Result<Pieces, Exit> {
+        self.watch(linear, len_bytes, kind);
         let offset = linear as usize % PAGE_BYTES;
         let first_len = len_bytes.min(PAGE_BYTES - offset);
         let first = Piece {
@@ -117,6 +118,7 @@ impl Cpu {
             self.tlb.note_large(linear, found.page_shift);
         }
         match kind {
+            AccessKind::Read | AccessKind::Write if self.is_watched(linear) => {}
             AccessKind::Read => self.tlb.insert_read(linear, self.context, mapping),
             AccessKind::Fetch => self.tlb.insert_fetch(linear, self.context, mapping),
             AccessKind::Write => {

@@ -11,8 +11,7 @@ use crate::cpu::Shadow;
 use crate::flags;
 use crate::interrupt::Event;
 use crate::op::{Exit, Fault, Op, vector};
-use crate::state::DebugRegisters;
-use crate::{Bus, Cpu, Stop, seg};
+use crate::{Bus, Cpu, Stop};
 
 /// DR6.BS: a #DB is due to single-stepping.
 const DR6_BS: u64 = 1 << 14;
@@ -22,6 +21,7 @@ impl Cpu {
     /// instructions: exactly that many, unless a repeated string instruction or an exception, which each
     /// count at least once, ends them.
     pub fn run<B: Bus>(&mut self, bus: &mut B, budget: u64) -> Stop {
+        self.pauses = 0;
         let mut code = self.take_code::<B>();
         let stop = self.run_blocks(bus, &mut code, budget);
         self.code = Some(code);
@@ -129,6 +129,7 @@ impl Cpu {
         self.trap = self.flags.has(flags::TF);
         let shadow = core::mem::take(&mut self.shadow);
         self.careful = true;
+        self.watched = 0;
         self.mmio.start();
         let flow = (op.exec)(self, bus, op);
         self.careful = false;
@@ -149,8 +150,9 @@ impl Cpu {
             self.flags.put(flags::RF, false);
         }
         let end = self.finish(bus, op, flow.err().unwrap_or(Exit::Leave));
-        if self.trap && self.shadow != Shadow::MovSs && self.pending.exception.is_none() {
-            self.queue(Fault::debug(DR6_BS));
+        let traps = self.watched | if self.trap { DR6_BS } else { 0 };
+        if traps != 0 && self.shadow != Shadow::MovSs && self.pending.exception.is_none() {
+            self.queue(Fault::debug(traps));
         }
         end?;
         if self.config.single_step && !repeats {
@@ -161,19 +163,6 @@ impl Cpu {
             });
         }
         Ok(())
-    }
-
-    /// The DR6 bits of the breakpoints that are set on an instruction.
-    fn code_breakpoints<B>(&self, op: &Op<B>) -> u64 {
-        let DebugRegisters { db, dr7, .. } = self.debug;
-        let linear = if self.is_64() {
-            self.rip_of(op)
-        } else {
-            self.segs[seg::CS].base.wrapping_add(self.rip_of(op)) & 0xffff_ffff
-        };
-        let hits = |i: &usize| dr7 >> (2 * i) & 3 != 0 && dr7 >> (16 + 4 * i) & 3 == 0;
-        let bits = (0..4).filter(hits).filter(|&i| db[i] == linear);
-        bits.fold(0, |dr6, i| dr6 | 1 << i)
     }
 
     /// Moves RIP and counts, as the end of an instruction demands.
@@ -212,7 +201,12 @@ impl Cpu {
 
     fn deliver_or_stop<B: Bus>(&mut self, bus: &mut B, fault: Fault) -> Result<(), Stop> {
         self.attention = true;
-        if self.config.trap_debug && matches!(fault.vector, vector::DB | vector::BP) {
+        let trapped = match fault.vector {
+            vector::DB => self.config.trap_debug,
+            vector::BP => self.config.trap_breakpoint,
+            _ => false,
+        };
+        if trapped {
             return Err(Stop::Debug {
                 vector: fault.vector,
                 rip: self.rip,
@@ -248,6 +242,7 @@ impl Cpu {
         }
         if self.pending.window && !restarts && self.can_interrupt() {
             self.pending.window = false;
+            self.attention = true;
             return Err(Stop::InterruptWindow);
         }
         let alone = restarts
@@ -255,7 +250,7 @@ impl Cpu {
             || self.flags.has(flags::TF)
             || self.flags.has(flags::RF)
             || self.config.single_step
-            || self.debug.dr7 & 0xff != 0;
+            || self.has_breakpoints();
         self.attention |= alone || self.is_event_pending();
         Ok(alone)
     }

@@ -22,8 +22,12 @@ pub struct Config {
     pub forced_emulation_prefix: bool,
     /// Stop after each instruction (`KVM_GUESTDBG_SINGLESTEP`).
     pub single_step: bool,
-    /// Stop at #BP and #DB instead of delivering them (`KVM_GUESTDBG_USE_SW_BP`, `_HW_BP`).
+    /// Stop at #BP instead of delivering it (`KVM_GUESTDBG_USE_SW_BP`).
+    pub trap_breakpoint: bool,
+    /// Stop at #DB instead of delivering it (`KVM_GUESTDBG_USE_HW_BP`).
     pub trap_debug: bool,
+    /// In force in place of the guest's debug registers; of DR6 nothing is used.
+    pub breakpoints: Option<DebugRegisters>,
 }
 
 /// An exception or interrupt that waits for delivery.
@@ -124,17 +128,4 @@ impl Default for Fpu {
             mxcsr: 0x1f80,
         }
     }
-}
-
-/// An instruction that the processor does not have, met by a guest: it got #UD.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unimplemented {
-    /// The decoder's name of the instruction.
-    pub name: String,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-    /// Where it was first met.
-    pub rip: u64,
-    /// How often it was decoded.
-    pub count: u64,
 }

@@ -53,6 +53,8 @@ pub enum Stop {
         /// The data, zero-extended.
         value: u64,
     },
+    /// PAUSE retired, for the last of several times in this run: the program is likely to wait for another processor.
+    Pause,
     /// HLT retired: RIP is behind it.
     Hlt,
     /// An external interrupt would be taken now, as

@@ -13,6 +13,7 @@ const DR6_BS: u64 = 1 << 14;
 fn trapping(code: &[u8]) -> Machine {
     let config = Config {
         trap_debug: true,
+        trap_breakpoint: true,
         ..Config::default()
     };
     Machine::long_with(code, config)
@@ -147,4 +148,134 @@ fn refused_msr_queues_gp_at_the_instruction() {
     let pending = m.cpu.pending().unwrap();
     assert_eq!((pending.vector, pending.error_code), (13, Some(0)));
     assert_eq!((m.cpu.registers().rip, m.cpu.retired()), (CODE, 0));
+}
+
+/// DR7 for breakpoint `i`: its local enable, type and length.
+const fn dr7(i: u32, bits: u64) -> u64 {
+    0x400 | 1 << (2 * i) | bits << (16 + 4 * i)
+}
+
+const STORE_4: u64 = 0b1101;
+const ACCESS_1: u64 = 0b0011;
+const ACCESS_8: u64 = 0b1011;
+
+/// Runs code with RDI at 0x30_0000 and one breakpoint; the stops that come of it, as (bytes behind the start, DR6).
+fn stops(code: &[u8], i: usize, address: u64, bits: u64) -> Vec<(u64, u64)> {
+    let mut m = trapping(code);
+    m.set(|r| (r.rdi, r.rsi, r.rcx) = (0x30_0000, 0x31_0000, 3));
+    // What is in the TLB already is watched too.
+    m.cpu.translate_linear(&mut m.ram, 0x30_0000);
+    let mut debug = DebugRegisters {
+        dr7: dr7(i as u32, bits),
+        ..DebugRegisters::default()
+    };
+    debug.db[i] = address;
+    m.cpu.set_debug_registers(debug);
+    let mut stops = Vec::new();
+    loop {
+        match m.run(20) {
+            Stop::Debug { vector, rip, dr6 } => {
+                assert_eq!(vector, 1);
+                stops.push((rip - CODE, dr6));
+            }
+            _ => return stops,
+        }
+    }
+}
+
+#[test]
+fn data_breakpoints_trap_behind_the_access() {
+    let store = [0x90, 0x89, 0x07, 0x90, 0xf4]; // nop; mov [rdi], eax; nop; hlt
+    let load = [0x90, 0x8b, 0x07, 0x90, 0xf4]; // nop; mov eax, [rdi]; nop; hlt
+    let none = Vec::new();
+    for i in 0..4 {
+        assert_eq!(stops(&store, i, 0x30_0000, STORE_4), [(3, 1 << i)]);
+        assert_eq!(stops(&load, i, 0x30_0000, STORE_4), none);
+        assert_eq!(stops(&load, i, 0x30_0003, ACCESS_1), [(3, 1 << i)]);
+        assert_eq!(stops(&load, i, 0x30_0004, ACCESS_1), none);
+        // The address is that of an aligned piece of the breakpoint's length.
+        assert_eq!(stops(&store, i, 0x30_0007, ACCESS_8), [(3, 1 << i)]);
+        assert_eq!(stops(&store, i, 0x30_0008, ACCESS_8), none);
+    }
+    let exchange = [0x87, 0x07, 0xf4]; // xchg [rdi], eax; hlt
+    assert_eq!(stops(&exchange, 2, 0x30_0000, STORE_4), [(2, 4)]);
+    let across = [0x48, 0x89, 0x47, 0xfc, 0xf4]; // mov [rdi - 4], rax; hlt
+    assert_eq!(stops(&across, 0, 0x30_0000, ACCESS_1), [(4, 1)]);
+}
+
+#[test]
+fn repeated_store_traps_behind_the_element_that_meets_the_breakpoint() {
+    let code = [0xf3, 0xab, 0xf4]; // rep stosd, of 3; hlt
+    assert_eq!(stops(&code, 1, 0x30_0004, STORE_4), [(0, 2)]);
+    assert_eq!(stops(&code, 1, 0x30_0008, STORE_4), [(2, 2)]);
+}
+
+#[test]
+fn access_that_faults_meets_no_breakpoint() {
+    // mov eax, [rsi + ...] of a page that is not there, with the breakpoint on it; the handler of #PF is HLT.
+    let code = [0x8b, 0x04, 0x25, 0, 0, 0, 0xf0, 0xf4];
+    let mut m = trapping(&code);
+    let mut debug = DebugRegisters {
+        dr7: dr7(0, ACCESS_1),
+        ..DebugRegisters::default()
+    };
+    debug.db[0] = 0xffff_ffff_f000_0000;
+    m.cpu.set_debug_registers(debug);
+    // Without an IDT, #PF ends in a triple fault.
+    assert_eq!(m.run(5), Stop::TripleFault);
+}
+
+#[test]
+fn breakpoints_of_the_host_are_in_force_in_place_of_the_guest_s() {
+    let mut m = trapping(&[0x90, 0x90, 0x0f, 0x21, 0xc0, 0xf4]); // nop; nop; mov rax, dr0; hlt
+    let mut own = DebugRegisters {
+        dr7: dr7(0, 0),
+        ..DebugRegisters::default()
+    };
+    own.db[0] = CODE;
+    m.cpu.set_debug_registers(own);
+    let mut host = DebugRegisters {
+        dr7: dr7(3, 0) | 1 << 13, // and GD
+        ..DebugRegisters::default()
+    };
+    host.db[3] = CODE + 1;
+    m.cpu.set_config(Config {
+        breakpoints: Some(host),
+        ..m.cpu.config().clone()
+    });
+    let stop = |rip, dr6| Stop::Debug {
+        vector: 1,
+        rip,
+        dr6,
+    };
+    assert_eq!(m.run(9), stop(CODE + 1, 8));
+    assert_eq!(m.run(9), stop(CODE + 1, 8), "until the host does something");
+    m.set(|r| r.rip = CODE + 2);
+    assert_eq!(m.run(9), stop(CODE + 2, 1 << 13));
+    assert_eq!(m.cpu.debug_registers(), own);
+    m.cpu.set_config(Config {
+        breakpoints: None,
+        ..m.cpu.config().clone()
+    });
+    assert_eq!(m.run(9), Stop::Hlt);
+    assert_eq!(m.cpu.registers().rax, CODE);
+}
+
+#[test]
+fn single_step_goes_on_behind_an_interrupt_window() {
+    let config = Config {
+        single_step: true,
+        ..Config::default()
+    };
+    let mut m = Machine::long_with(&[0x90, 0x90, 0xeb, 0xfe], config);
+    m.set(|r| r.rflags = 0x202);
+    m.cpu.set_interrupt_window(true);
+    assert_eq!(m.run(10), Stop::InterruptWindow);
+    for i in 1..3 {
+        let stop = m.run(10);
+        assert!(
+            matches!(stop, Stop::Debug { rip, .. } if rip == CODE + i),
+            "{stop:?}"
+        );
+    }
 }

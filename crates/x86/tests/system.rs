@@ -460,3 +460,18 @@ fn invlpg_makes_a_changed_entry_visible() {
     let r = m.cpu.registers();
     assert_eq!((r.rax, r.rbx, r.rdx), (6, 6, 8));
 }
+
+#[test]
+fn program_that_pauses_often_lets_others_run() {
+    let mut m = kernel(|a| {
+        for _ in 0..40 {
+            a.pause()?;
+        }
+        a.hlt()
+    });
+    for rip in [16, 32] {
+        assert_eq!(m.run(100), Stop::Pause);
+        assert_eq!(m.cpu.registers().rip, CODE + 2 * rip);
+    }
+    assert_eq!(m.run(100), Stop::Hlt);
+}

@@ -7,6 +7,8 @@ use kvm_bindings::{
 use msrgate_core::{DescriptorTable, Registers, Segment, SystemRegisters};
 use msrgate_x86::{CpuidLeaf, DebugRegisters, Fpu};
 
+use crate::pv;
+
 /// Builds one structure from the fields of the same names in another.
 macro_rules! same_names {
     ($to:ident from $from:expr, $($field:ident)* $(; $($rest:tt)*)?) => {
@@ -244,5 +246,18 @@ pub(super) fn cpuid_leaf(entry: &kvm_cpuid_entry2) -> CpuidLeaf {
         ebx: entry.ebx,
         ecx: entry.ecx,
         edx: entry.edx,
+    }
+}
+
+/// A guest whose HLT does not leave cannot be woken by a hypercall, so it is not told that it can.
+pub(super) fn take_pv_unhalt(entries: &mut [kvm_cpuid_entry2]) {
+    let is_kvm = entries
+        .iter()
+        .any(|entry| entry.function == pv::SIGNATURE && entry.ebx.to_le_bytes() == *b"KVMK");
+    let features = entries
+        .iter_mut()
+        .filter(|entry| is_kvm && entry.function == pv::FEATURES);
+    for entry in features {
+        entry.eax &= !(1 << pv::PV_UNHALT);
     }
 }

@@ -211,7 +211,7 @@ fn put_exit(page: &RunPage, exit: VmExit, inner: &Inner) {
                 pad: 0,
                 pc,
                 dr6: inner.engine.debug_dr6 | DR6_ACTIVE_LOW,
-                dr7: inner.engine.cpu.debug_registers().dr7,
+                dr7: inner.engine.cpu.debug_in_force().dr7,
             };
             page.store(EXIT, debug);
             KVM_EXIT_DEBUG

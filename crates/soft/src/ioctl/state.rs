@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_SINGLESTEP,
-    KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_MP_STATE_AP_RESET_HOLD,
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR,
-    KVM_VCPUEVENT_VALID_SMM, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_debugregs,
-    kvm_fpu, kvm_guest_debug, kvm_mp_state, kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation,
-    kvm_vcpu_events, kvm_xcrs,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP,
+    KVM_MP_STATE_AP_RESET_HOLD, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_SHADOW,
+    KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM, KVM_X86_SHADOW_INT_MOV_SS,
+    KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_fpu, kvm_guest_debug, kvm_mp_state, kvm_regs,
+    kvm_sregs, kvm_sregs2, kvm_translation, kvm_vcpu_events, kvm_xcrs,
 };
 use msrgate_core::Errno;
-use msrgate_x86::{Config, Events, Exception};
+use msrgate_x86::{Config, DebugRegisters, Events, Exception};
 
 use super::vcpu::Inner;
 use super::{Outcome, VcpuDescriptor, convert, done};
@@ -184,15 +184,11 @@ pub(super) fn set_mp_state(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outco
     done()
 }
 
-/// Hardware breakpoints are not offered.
 pub(super) fn set_guest_debug(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     let debug: kvm_guest_debug = client::load(arg)?;
     let control = debug.control;
     let mut inner = vcpu.lock();
     let cpu = &mut inner.engine.cpu;
-    if control & KVM_GUESTDBG_USE_HW_BP != 0 {
-        return Err(Errno::EINVAL);
-    }
     if control & (KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP) != 0 {
         if cpu.pending().is_some() {
             return Err(Errno::EBUSY);
@@ -207,12 +203,21 @@ pub(super) fn set_guest_debug(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Ou
             error_code: None,
         }));
     }
-    let enabled = control & KVM_GUESTDBG_ENABLE != 0;
+    let has = |flag| control & KVM_GUESTDBG_ENABLE != 0 && control & flag != 0;
+    let [db0, db1, db2, db3, .., dr7] = debug.arch.debugreg;
+    let breakpoints = DebugRegisters {
+        db: [db0, db1, db2, db3],
+        dr7,
+        ..DebugRegisters::default()
+    };
     cpu.set_config(Config {
-        single_step: enabled && control & KVM_GUESTDBG_SINGLESTEP != 0,
-        trap_debug: enabled && control & KVM_GUESTDBG_USE_SW_BP != 0,
+        single_step: has(KVM_GUESTDBG_SINGLESTEP),
+        trap_breakpoint: has(KVM_GUESTDBG_USE_SW_BP),
+        trap_debug: has(KVM_GUESTDBG_USE_HW_BP),
+        breakpoints: has(KVM_GUESTDBG_USE_HW_BP).then_some(breakpoints),
         ..cpu.config().clone()
     });
+    inner.engine.block_interrupts(has(KVM_GUESTDBG_BLOCKIRQ));
     done()
 }
 

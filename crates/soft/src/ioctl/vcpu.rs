@@ -1,6 +1,7 @@
 //! A vCPU descriptor: what it holds, and the table of its ioctls.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{KVM_CAP_ENFORCE_PV_FEATURE_CPUID, kvm_cpuid_entry2, kvm_enable_cap};
@@ -124,8 +125,12 @@ fn set_cpuid2(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     }
     let entry_bytes = size_of::<kvm_cpuid_entry2>() as u64;
     let addresses = (0..u64::from(count)).map(|n| arg.wrapping_add(8 + n * entry_bytes));
-    let entries: Vec<kvm_cpuid_entry2> = addresses.map(client::load).collect::<Result<_, _>>()?;
+    let mut entries: Vec<kvm_cpuid_entry2> =
+        addresses.map(client::load).collect::<Result<_, _>>()?;
     let mut inner = vcpu.lock();
+    if inner.engine.vm().hlt_stays.load(Ordering::Relaxed) {
+        convert::take_pv_unhalt(&mut entries);
+    }
     if inner.engine.has_run {
         return if entries == inner.cpuid {
             done()

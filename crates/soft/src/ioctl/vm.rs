@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_X2APIC_API,
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE,
-    KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data, kvm_dirty_log, kvm_enable_cap,
-    kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME,
+    KVM_CLOCK_TSC_STABLE, KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_DISABLE_EXITS_HLT, kvm_clock_data,
+    kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use msrgate_core::{Errno, ExitReasons, FILTER_BYTES_64, RawFilter};
 
@@ -152,10 +152,22 @@ fn enable_cap(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
             hidden.store(value == 0, Ordering::Relaxed);
         }
         KVM_CAP_X2APIC_API => set_x2apic_api(vm, value)?,
+        KVM_CAP_X86_DISABLE_EXITS => disable_exits(vm, value)?,
         KVM_CAP_MAX_VCPU_ID => vm.state.set_max_vcpu_id(value)?,
         _ => return Err(Errno::EINVAL),
     }
     done()
+}
+
+/// Of the exits that there are, those that cannot be done without are kept, as by Linux: a client asks which can.
+fn disable_exits(vm: &VmDescriptor, exits: u64) -> Result<(), Errno> {
+    const VALID: u64 = 0xf; // MWAIT, HLT, PAUSE, C-states
+    if exits & !VALID != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let hlt = exits & u64::from(KVM_X86_DISABLE_EXITS_HLT) != 0;
+    vm.state.hlt_stays.fetch_or(hlt, Ordering::Relaxed);
+    Ok(())
 }
 
 /// 32-bit IDs in messages and states. That a device's 0xff means everybody is not to be given up.

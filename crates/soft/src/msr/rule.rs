@@ -282,6 +282,17 @@ pub(super) fn write_wall_clock(access: &mut Writer<'_>, value: u64) -> Result<()
     Ok(())
 }
 
+/// KVM_ASYNC_PF_EN. Without a local APIC there is nothing to be told with.
+pub(super) fn async_pf_enable(access: &Reader<'_>, value: u64) -> bool {
+    const RESERVED: u64 = 0x30;
+    access.file.has_apic && value & RESERVED == 0 || value == 0
+}
+
+/// KVM_ASYNC_PF_INT: a vector for the local APIC.
+pub(super) fn async_pf_vector(access: &Reader<'_>, value: u64) -> bool {
+    access.file.has_apic && value >> 8 == 0
+}
+
 /// TSC_RATIO: 8.32 fixed point, the rest reserved.
 pub(super) fn tsc_ratio(_: &Reader<'_>, value: u64) -> bool {
     value >> 40 == 0

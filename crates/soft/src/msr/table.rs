@@ -113,11 +113,11 @@ pub(crate) static ROWS: &[Row] = &[
     row(0x0000_0da0, 1,    Both,  HIDDEN, Cpu(Xss),           Feature(Xsaves),           Value,           Bits(0)),                      // IA32_XSS
     row(0x4b56_4d00, 1,    Both,  LISTED, Nowhere,            Pv(CLOCKSOURCE2),          ReadBy(rule::read_wall_clock), By(rule::write_wall_clock)), // KVM_WALL_CLOCK_NEW
     row(0x4b56_4d01, 1,    Both,  LISTED, Nowhere,            Pv(CLOCKSOURCE2),          ReadBy(rule::read_system_time), By(rule::write_system_time)), // KVM_SYSTEM_TIME_NEW
-    row(0x4b56_4d02, 1,    Both,  LISTED, Kept(0),            Pv(ASYNC_PF),              Value,           Bits(0)),                      // KVM_ASYNC_PF_EN (no in-kernel APIC)
+    row(0x4b56_4d02, 1,    Both,  LISTED, Kept(0),            Pv(ASYNC_PF),              Value,           If(rule::async_pf_enable)),                      // KVM_ASYNC_PF_EN (nothing is ever told)
     row(0x4b56_4d03, 1,    Both,  LISTED, Kept(0),            Pv(STEAL_TIME),            Value,           Bits(!0x3e)),                  // KVM_STEAL_TIME
     row(0x4b56_4d04, 1,    Both,  LISTED, Kept(0),            Pv(PV_EOI),                Value,           Bits(!0x2)),                   // KVM_PV_EOI_EN
     row(0x4b56_4d05, 1,    Both,  LISTED, Kept(1),            Pv(POLL_CONTROL),          Value,           Bits(0x1)),                    // KVM_POLL_CONTROL
-    row(0x4b56_4d06, 1,    Both,  LISTED, Kept(0),            Pv(ASYNC_PF_INT),          Value,           Bits(0)),                      // KVM_ASYNC_PF_INT (no in-kernel APIC)
+    row(0x4b56_4d06, 1,    Both,  LISTED, Kept(0),            Pv(ASYNC_PF_INT),          Value,           If(rule::async_pf_vector)),                      // KVM_ASYNC_PF_INT
     row(0x4b56_4d07, 1,    Both,  LISTED, Nowhere,            Pv(ASYNC_PF_INT),          Always(0),       Drop),                         // KVM_ASYNC_PF_ACK
     row(0xc000_0080, 1,    Both,  HIDDEN, Cpu(Efer),          Nothing,                   Value,           By(rule::write_efer)),         // IA32_EFER
     row(0xc000_0081, 1,    Both,  LISTED, Cpu(Star),          Nothing,                   Value,           Any),                          // IA32_STAR

@@ -1,5 +1,6 @@
 //! A vCPU and the in-kernel interrupt controllers: what they have for it, and its accesses to them.
 
+use std::thread;
 use std::time::Duration;
 
 use msrgate_core::MsrIndex;
@@ -60,6 +61,18 @@ impl Engine {
         false
     }
 
+    /// HLT that does not leave the guest, without controllers in the kernel that could wake it: as on a processor whose
+    /// host has its timer ticks, it lasts for one of those.
+    pub(super) fn nap(&self) {
+        thread::sleep(NAP);
+    }
+
+    /// Whether interrupts are kept from the guest.
+    pub(crate) fn block_interrupts(&mut self, block: bool) {
+        self.blocks_interrupts = block;
+        self.look = true;
+    }
+
     /// Looks at the controllers before the next instruction, whether or not they have raised anything.
     pub(crate) fn look_at_interrupts(&mut self) {
         self.look = true;
@@ -74,17 +87,18 @@ impl Engine {
         } = self;
         let Some(irqchip) = irqchip else { return };
         let mp_state = &mut self.mp_state;
+        let blocked = self.blocks_interrupts;
         irqchip.with(|chips, _| {
             let lapic = chips.lapic(*id).expect("made with the vCPU");
             lapic.set_cr8(cpu.cr8());
-            if lapic.take_nmi() {
+            if !blocked && lapic.take_nmi() {
                 cpu.nmi();
             }
             let waits = chips.has_interrupt(*id);
             if matches!(mp_state, MpState::Halted | MpState::ResetHold) && is_woken(cpu, waits) {
                 *mp_state = MpState::Runnable;
             }
-            if *mp_state == MpState::Runnable {
+            if *mp_state == MpState::Runnable && !blocked {
                 inject(cpu, chips, *id, waits);
             }
         });

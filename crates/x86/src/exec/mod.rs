@@ -113,8 +113,7 @@ fn idle<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<B>> {
     use Mnemonic::*;
     let idle = matches!(
         insn.mnemonic(),
-        Nop | Pause
-            | Reservednop
+        Nop | Reservednop
             | Endbr64
             | Endbr32
             | Lfence

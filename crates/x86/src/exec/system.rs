@@ -1,4 +1,4 @@
-//! What is left of the system instructions: HLT, CLI, STI, CPUID, RDTSC, RDRAND, hypercalls, caches and fences.
+//! What is left of the system instructions: HLT, CLI, STI, PAUSE, CPUID, RDTSC, RDRAND, hypercalls, caches and fences.
 //!
 //! RDPMC always faults: there are no counters. MONITOR and MWAIT exist where CPUID says so, and do not wait.
 
@@ -16,11 +16,12 @@ use crate::{Bus, Cpu, Stop, flags, reg};
 pub(crate) fn lower<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<B>> {
     use Mnemonic::{
         Clac, Cldemote, Clflush, Clflushopt, Cli, Clwb, Cpuid, Getsec, Hlt, Invd, Lfence, Mfence,
-        Monitor, Mwait, Prefetch, Prefetchnta, Prefetcht0, Prefetcht1, Prefetcht2, Prefetchw,
-        Prefetchwt1, Rdpid, Rdpmc, Rdrand, Rdtsc, Rdtscp, Rsm, Sfence, Stac, Sti, Ud0, Ud1, Ud2,
-        Vmcall, Vmmcall, Wbinvd,
+        Monitor, Mwait, Pause, Prefetch, Prefetchnta, Prefetcht0, Prefetcht1, Prefetcht2,
+        Prefetchw, Prefetchwt1, Rdpid, Rdpmc, Rdrand, Rdtsc, Rdtscp, Rsm, Sfence, Stac, Sti, Ud0,
+        Ud1, Ud2, Vmcall, Vmmcall, Wbinvd,
     };
     Some(match insn.mnemonic() {
+        Pause => pause,
         Rdrand => return sized!(operand_bytes(insn), T => rdrand::<B, T>),
         Hlt => hlt,
         Cli => cli,
@@ -84,6 +85,17 @@ impl Cpu {
 fn hlt<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
     require_cpl0(cpu)?;
     Err(cpu.stop_after(Stop::Hlt))
+}
+
+/// After so many of them, who runs the processor may let others run.
+fn pause<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
+    const PATIENCE: u32 = 16;
+    cpu.pauses += 1;
+    if cpu.pauses < PATIENCE {
+        return Ok(());
+    }
+    cpu.pauses = 0;
+    Err(cpu.stop_after(Stop::Pause))
 }
 
 fn require_io_privilege(cpu: &mut Cpu) -> Flow {

@@ -105,7 +105,7 @@ fn int<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
 
 /// INT3, which a debugger of the guest may want to see first.
 fn int3<B: Bus>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    if cpu.config.trap_debug {
+    if cpu.config.trap_breakpoint {
         return Err(cpu.raise(Fault::plain(vector::BP)));
     }
     let next = cpu.next_rip(op);
