@@ -160,16 +160,16 @@ const ACCESS_1: u64 = 0b0011;
 const ACCESS_8: u64 = 0b1011;
 
 /// Runs code with RDI at 0x30_0000 and one breakpoint; the stops that come of it, as (bytes behind the start, DR6).
-fn stops(code: &[u8], i: usize, address: u64, bits: u64) -> Vec<(u64, u64)> {
+fn stops(code: &[u8], i: u32, address: u64, bits: u64) -> Vec<(u64, u64)> {
     let mut m = trapping(code);
     m.set(|r| (r.rdi, r.rsi, r.rcx) = (0x30_0000, 0x31_0000, 3));
     // What is in the TLB already is watched too.
     m.cpu.translate_linear(&mut m.ram, 0x30_0000);
     let mut debug = DebugRegisters {
-        dr7: dr7(i as u32, bits),
+        dr7: dr7(i, bits),
         ..DebugRegisters::default()
     };
-    debug.db[i] = address;
+    debug.db[i as usize] = address;
     m.cpu.set_debug_registers(debug);
     let mut stops = Vec::new();
     loop {
