@@ -256,6 +256,28 @@ impl Compiled {
         ))
     }
 
+    /// Who decides an access that left the guest for `reason`, or that did not leave it ([`ExitReason::NONE`]).
+    ///
+    /// ```
+    /// use msrgate_core::{Access, ExitReason, MsrIndex};
+    ///
+    /// let compiled = msrgate_policy::compile("version = 1\n[defaults]\nunknown = 'ignore'\n").unwrap();
+    /// let authority = compiled.authority(MsrIndex(0x8b), Access::Read, ExitReason::UNKNOWN);
+    /// let text = authority.describe(Access::Read, &compiled.sources);
+    /// assert_eq!(text, "defaults.unknown: reads 0");
+    /// ```
+    #[must_use]
+    pub fn authority(&self, index: MsrIndex, access: Access, reason: ExitReason) -> Authority {
+        let was_refused = ![ExitReason::FILTER, ExitReason::NONE].contains(&reason);
+        match self.deciders(index, access).first() {
+            Some(first) if was_refused && first.rule.action == Action::Allow => {
+                self.default(reason)
+            }
+            Some(&first) => Authority::Rule(first),
+            None => self.default(reason),
+        }
+    }
+
     /// What the gate answers.
     fn answer(
         &self,
@@ -264,15 +286,12 @@ impl Compiled {
         kvm: &mut dyn KvmAnswers,
     ) -> Sees {
         let instruction = explanation.instruction;
-        let mut rules = self.deciders(instruction.index(), instruction.access());
-        let decider = match rules.first() {
-            // What it allows, KVM has refused.
-            Some(first) if reason != ExitReason::FILTER && first.rule.action == Action::Allow => {
-                self.default(reason)
-            }
-            Some(_) => Authority::Rule(rules.remove(0)),
-            None => self.default(reason),
-        };
+        let (index, access) = (instruction.index(), instruction.access());
+        let decider = self.authority(index, access, reason);
+        let mut rules = self.deciders(index, access);
+        if matches!(decider, Authority::Rule(_)) {
+            rules.remove(0);
+        }
         explanation.decider = Some(decider);
         explanation.beaten = rules;
         let action = decider.rule().action;
@@ -301,7 +320,7 @@ impl Compiled {
     fn default(&self, reason: ExitReason) -> Authority {
         let defaults = self.image.defaults();
         match reason {
-            ExitReason::FILTER => Authority::Default("known", defaults.known),
+            ExitReason::FILTER | ExitReason::NONE => Authority::Default("known", defaults.known),
             ExitReason::UNKNOWN => Authority::Default("unknown", defaults.unknown),
             _ => Authority::Default("invalid", defaults.invalid),
         }

@@ -235,6 +235,18 @@ impl Explanation {
     }
 }
 
+impl Authority {
+    /// Where it is written and what it says, as a line; `sources` are those of the policy that it is of.
+    #[must_use]
+    pub fn describe(&self, access: Access, sources: &Sources) -> String {
+        let place = match self {
+            Self::Rule(decider) => written(decider, sources),
+            Self::Default(default, _) => format!("defaults.{default}"),
+        };
+        format!("{place}: {}", describe(self.rule(), access))
+    }
+}
+
 impl HostSteps {
     fn texts(&self) -> impl Iterator<Item = String> {
         let get = self.get.map(|answer| match answer {
