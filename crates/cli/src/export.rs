@@ -2,9 +2,8 @@
 
 mod perfetto;
 
-use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use msrgate_core::Timed;
@@ -13,7 +12,7 @@ use serde::Serialize;
 
 use self::perfetto::Perfetto;
 use crate::Status;
-use crate::observe::warn_of_gaps;
+use crate::observe::{open_trace, warn_of_gaps};
 use crate::output::write_file_with;
 
 /// Turn a trace into JSON Lines, CSV, or a timeline for Perfetto.
@@ -40,13 +39,7 @@ enum Format {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
-    let name = args.trace.display().to_string();
-    let input: Box<dyn Read> = if args.trace == Path::new("-") {
-        Box::new(io::stdin().lock())
-    } else {
-        let file = File::open(&args.trace);
-        Box::new(file.with_context(|| format!("cannot read the trace {name}"))?)
-    };
+    let (name, input) = open_trace(&args.trace)?;
     let mut reader = Reader::new(input).with_context(|| name.clone())?;
     match &args.output {
         Some(path) => write_file_with(path, |out| export(&mut reader, args.format, out))?,

@@ -16,6 +16,7 @@ mod learn;
 mod log;
 mod observe;
 mod output;
+mod page;
 mod policy;
 mod pump;
 mod qemu;
@@ -55,6 +56,7 @@ enum Command {
     Wrap(wrap::Args),
     Learn(learn::Args),
     Export(export::Args),
+    Report(page::Args),
     Surface(surface::Args),
     Diff(diff::Args),
     Import(import::Args),
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Wrap(args) => wrap::run(&args),
         Command::Learn(args) => learn::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Report(args) => page::run(&args),
         Command::Surface(args) => surface::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Import(args) => import::run(&args),

@@ -1,6 +1,8 @@
 //! A trace as observations: what the guest did, what the trace cannot show, and what is wrong with it.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use msrgate_kvm::HANDLERS;
@@ -23,11 +25,7 @@ pub(crate) struct Trace {
 pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> {
     let mut reader = Reader::new(input).with_context(|| name.to_owned())?;
     let facts = reader.header().facts.clone();
-    if facts.policies.len() > MOST_POLICIES {
-        let count = facts.policies.len();
-        bail!("{name} has {count} policies: at most {MOST_POLICIES} may be");
-    }
-    let policies = policies(name, &facts);
+    let policies = policies(name, &facts)?;
     let mut observations = Observations::default();
     for timed in &mut reader {
         let timed = timed.with_context(|| name.to_owned())?;
@@ -46,8 +44,22 @@ pub(crate) fn read_trace(name: &str, input: impl Read) -> anyhow::Result<Trace> 
     })
 }
 
-/// The policies that were in force.
-fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
+/// Opens the trace in the file `path`, which `-` says is the standard input: its name, and its bytes.
+pub(crate) fn open_trace(path: &Path) -> anyhow::Result<(String, Box<dyn Read>)> {
+    let name = path.display().to_string();
+    if path == Path::new("-") {
+        return Ok((name, Box::new(io::stdin().lock())));
+    }
+    let file = File::open(path).with_context(|| format!("cannot read the trace {name}"))?;
+    Ok((name, Box::new(file)))
+}
+
+/// The policies that were in force. One that cannot be compiled is passed over, with a warning.
+pub(crate) fn policies(name: &str, facts: &Facts) -> anyhow::Result<Vec<Compiled>> {
+    if facts.policies.len() > MOST_POLICIES {
+        let count = facts.policies.len();
+        bail!("{name} has {count} policies: at most {MOST_POLICIES} may be");
+    }
     let includes: Vec<Source> = facts.includes.iter().map(source).collect();
     let options = Options {
         handlers: HANDLERS,
@@ -63,7 +75,7 @@ fn policies(name: &str, facts: &Facts) -> Vec<Compiled> {
         }
         compiled.ok()
     };
-    facts.policies.iter().filter_map(compiled).collect()
+    Ok(facts.policies.iter().filter_map(compiled).collect())
 }
 
 fn source(kept: &PolicySource) -> Source {
