@@ -79,8 +79,8 @@ impl<S: Source> Inlet<S> {
 
     /// What was dropped since this was asked last.
     pub(crate) fn loss(&mut self, time_ns: u64) -> Loss {
-        let dropped = self.source.dropped();
-        let count = dropped.saturating_sub(self.dropped);
+        let dropped = self.source.dropped().max(self.dropped);
+        let count = dropped - self.dropped;
         self.dropped = dropped;
         Loss {
             time_ns,

@@ -70,11 +70,11 @@ impl<W: Write> Writer<W> {
         if loss.count == 0 {
             return;
         }
-        if let LossCause::Ring(_) = loss.cause {
-            self.written.lost_in_rings += loss.count;
-        } else {
-            self.written.lost_in_file += loss.count;
-        }
+        let sum = match loss.cause {
+            LossCause::Ring(_) => &mut self.written.lost_in_rings,
+            LossCause::File => &mut self.written.lost_in_file,
+        };
+        *sum = sum.saturating_add(loss.count);
         self.note(loss);
     }
 
@@ -165,7 +165,7 @@ impl<W: Write> Writer<W> {
         match self.losses.iter_mut().find(|it| it.cause == loss.cause) {
             Some(sum) => {
                 sum.time_ns = loss.time_ns;
-                sum.count += loss.count;
+                sum.count = sum.count.saturating_add(loss.count);
             }
             None => self.losses.push(loss),
         }

@@ -97,6 +97,20 @@ fn disk_that_stays_full_loses_the_rest_and_says_how_much() {
     assert!(summary.is_torn);
 }
 
+/// As a hostile VMM tells them.
+#[test]
+fn losses_without_bound_are_as_many_as_can_be() {
+    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
+    for vcpu in [0, 0, 1] {
+        writer.record_loss(Loss {
+            time_ns: 1,
+            cause: LossCause::Ring(VcpuId(vcpu)),
+            count: u64::MAX,
+        });
+    }
+    assert_eq!(writer.finish().lost_in_rings, u64::MAX);
+}
+
 #[test]
 fn losses_of_rings_are_told_in_the_file() {
     let disk = Handle::new(usize::MAX, usize::MAX);

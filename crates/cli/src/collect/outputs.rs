@@ -74,19 +74,21 @@ impl Outputs {
             self.log.record(&timed.event);
         });
         let loss = ring.loss(now_ns);
-        self.numbers.lost_in_rings += loss.count;
+        let numbers = &mut self.numbers;
+        // What a hostile VMM counts has no bound.
+        numbers.lost_in_rings = numbers.lost_in_rings.saturating_add(loss.count);
         if let Some(file) = &mut file {
             file.record_loss(loss);
         }
         let failures = ring.new_failures();
-        if self.numbers.failures == 0 && failures != 0 {
+        if numbers.failures == 0 && failures != 0 {
             warn(format_args!(
                 "the gate of vCPU {vcpu} of VM {vm} failed, which is a mistake in msrgate; \
                  --on-failure said what the access got"
             ));
         }
-        self.numbers.failures += failures;
-        self.numbers.damaged += ring.new_damage();
+        numbers.failures = numbers.failures.saturating_add(failures);
+        numbers.damaged += ring.new_damage();
         count
     }
 

@@ -85,14 +85,15 @@ impl Ring {
     /// What was lost since this was asked last.
     pub(super) fn loss(&mut self, time_ns: u64) -> Loss {
         let mut loss = self.inlet.loss(time_ns);
-        loss.count += std::mem::take(&mut self.lost_by_watch);
+        let by_watch = std::mem::take(&mut self.lost_by_watch);
+        loss.count = loss.count.saturating_add(by_watch);
         loss
     }
 
     /// How often the gate failed since this was asked last.
     pub(super) fn new_failures(&mut self) -> u64 {
-        let failures = self.inlet.source.failures();
-        failures.saturating_sub(std::mem::replace(&mut self.failures, failures))
+        let failures = self.inlet.source.failures().max(self.failures);
+        failures - std::mem::replace(&mut self.failures, failures)
     }
 
     /// The same of what is no event.
