@@ -7,9 +7,10 @@ use std::time::Duration;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use msrgate_core::{
-    Errno, ExitReasons, Gp, Kick, MsrIndex, Registers, RunError, Vcpu, Vm, VmEntry, VmExit,
+    Errno, ExitReasons, Gp, Kick, LineLevel, MsrIndex, Registers, RunError, Vcpu, Vm, VmEntry,
+    VmExit,
 };
-use msrgate_kvm::{Irqchip, KvmVm, LineLevel};
+use msrgate_kvm::{Irqchip, KvmVm};
 use msrgate_tests::guest::{Request, Routine};
 use msrgate_tests::machine::{Backend, Machine};
 use msrgate_tests::on_each_backend;

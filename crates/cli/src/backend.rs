@@ -2,8 +2,12 @@
 
 use msrgate_core::VmError;
 use msrgate_kvm::{Irqchip, Kvm, KvmVm, OpenError};
+use msrgate_machine::{MemoryError, TrialError, guest_memory, unsuitable_for_linux};
 use msrgate_soft::{SoftVm, SystemConfig};
 use vm_memory::GuestMemoryMmap;
+
+/// Memory of the VM on which /dev/kvm is tried.
+const TRIAL_BYTES: u64 = 2 << 20;
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -31,28 +35,52 @@ impl Backend {
     }
 }
 
+/// What a guest needs of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A processor and memory.
+    Bare,
+    /// Interrupt controllers too, and a kernel's instructions: Linux.
+    Linux,
+}
+
 /// Makes a VM on `memory` as it is asked for, and says why it is that one.
-pub(crate) fn open(choice: Choice, memory: &GuestMemoryMmap) -> anyhow::Result<(Backend, String)> {
+pub(crate) fn open(
+    choice: Choice,
+    need: Need,
+    memory: &GuestMemoryMmap,
+) -> anyhow::Result<(Backend, String)> {
     if choice == Choice::Soft {
-        return soft(memory, "the embedded KVM, as asked".to_owned());
+        return soft(need, memory, "the embedded KVM, as asked".to_owned());
     }
-    match kvm(memory) {
+    match kvm(need, memory) {
         Ok(vm) => Ok((Backend::Kvm(vm), kvm_line().to_owned())),
         Err(error) if choice == Choice::Auto => {
-            soft(memory, format!("the embedded KVM, because {error}"))
+            soft(need, memory, format!("the embedded KVM, because {error}"))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-fn soft(memory: &GuestMemoryMmap, why: String) -> anyhow::Result<(Backend, String)> {
+fn soft(need: Need, memory: &GuestMemoryMmap, why: String) -> anyhow::Result<(Backend, String)> {
     let vm = SoftVm::new(memory, SystemConfig::default())?;
+    if need == Need::Linux {
+        vm.create_irqchip()?;
+    }
     Ok((Backend::Soft(vm), why))
 }
 
-fn kvm(memory: &GuestMemoryMmap) -> Result<KvmVm, KvmError> {
+fn kvm(need: Need, memory: &GuestMemoryMmap) -> Result<KvmVm, KvmError> {
     let kvm = Kvm::open()?;
-    Ok(KvmVm::new(&kvm, memory.clone(), Irqchip::None)?)
+    if need == Need::Bare {
+        return Ok(KvmVm::new(&kvm, memory.clone(), Irqchip::None)?);
+    }
+    let trial = guest_memory(TRIAL_BYTES)?;
+    let vm = KvmVm::new(&kvm, trial.clone(), Irqchip::None)?;
+    if unsuitable_for_linux(vm, &trial)?.is_some() {
+        return Err(KvmError::Interprets);
+    }
+    Ok(KvmVm::new(&kvm, memory.clone(), Irqchip::Kernel)?)
 }
 
 /// Why there is no VM on the kernel's KVM.
@@ -62,6 +90,14 @@ enum KvmError {
     Open(#[from] OpenError),
     #[error("/dev/kvm makes no VM: {0}")]
     Vm(#[from] VmError),
+    #[error(
+        "/dev/kvm interprets the guest's kernel and lacks instructions that Linux needs (CMPXCHG16B, POPCNT)"
+    )]
+    Interprets,
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error("/dev/kvm cannot be tried: {0}")]
+    Trial(#[from] TrialError),
 }
 
 /// A host that hides unknown MSRs hides them from the policy too.

@@ -1,13 +1,12 @@
 //! A line on the standard error for each event that the policy wants logged, and no more than can be read.
 
-use std::cell::Cell;
 use std::io::{self, Write};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
 use msrgate_core::{Event, Recorder};
 
-use crate::console::Cursor;
+use crate::console::{Cursor, SharedCursor};
 
 /// Lines in a period; the others are only counted.
 const LINES_LIMIT: u32 = 20;
@@ -17,7 +16,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Log {
     /// The guest's console, where it is on the same screen.
-    cursor: Option<Rc<Cell<Cursor>>>,
+    cursor: Option<SharedCursor>,
+    /// The status line, if there is one.
+    status: Option<ProgressBar>,
     period: Instant,
     lines: u32,
     suppressed: u64,
@@ -25,13 +26,19 @@ pub(crate) struct Log {
 
 impl Log {
     /// Leaves the line of the console that is on the same screen, if there is one.
-    pub(crate) fn new(cursor: Option<Rc<Cell<Cursor>>>) -> Self {
+    pub(crate) fn new(cursor: Option<SharedCursor>) -> Self {
         Self {
             cursor,
+            status: None,
             period: Instant::now(),
             lines: 0,
             suppressed: 0,
         }
+    }
+
+    /// Prints above this line from now on.
+    pub(crate) fn print_above(&mut self, status: ProgressBar) {
+        self.status = Some(status);
     }
 
     /// Says how many lines there would have been.
@@ -65,8 +72,14 @@ impl Log {
         } else {
             ""
         };
-        // Nobody to tell is no reason to stop the guest.
-        let _ = writeln!(io::stderr(), "{start}msrgate: {line}");
+        let print = || {
+            // Nobody to tell is no reason to stop the guest.
+            let _ = writeln!(io::stderr(), "{start}msrgate: {line}");
+        };
+        match &self.status {
+            Some(status) => status.suspend(print),
+            None => print(),
+        }
     }
 }
 

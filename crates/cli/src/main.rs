@@ -45,8 +45,8 @@ struct Cli {
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 done; 1 with --strict, the guest did what the policy forbids, or
-what was compared differs; 2 a usage or operating error. `wrap`: the program's
-own.";
+its kernel panicked, or what was compared differs; 2 a usage or operating error.
+`wrap`: the program's own.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -74,6 +74,8 @@ pub(crate) enum Status {
     Forbidden,
     /// What was compared differs: exit status 1.
     Different,
+    /// The guest's kernel panicked: exit status 1.
+    Panicked,
 }
 
 fn main() -> ExitCode {
@@ -101,7 +103,7 @@ fn main() -> ExitCode {
 fn exit(result: anyhow::Result<Status>) -> ExitCode {
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,
-        Ok(Status::Forbidden | Status::Different) => ExitCode::from(1),
+        Ok(Status::Forbidden | Status::Different | Status::Panicked) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             anstream::eprintln!("{ERROR}error:{ERROR:#} {error:#}");

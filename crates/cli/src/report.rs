@@ -177,6 +177,9 @@ fn sentence(end: &End) -> String {
     match end {
         End::Exit { code: 0 } => "The guest ended by itself.".to_owned(),
         End::Exit { code } => format!("The guest ended with code {code:#x}."),
+        End::PowerOff => "The guest switched itself off.".to_owned(),
+        End::Reset => "The guest asked for a reset.".to_owned(),
+        End::Panic => "The guest's kernel panicked.".to_owned(),
         End::Halted { waits: false } => "The guest halted.".to_owned(),
         End::Halted { waits: true } => {
             "The guest waits for an interrupt, and no device here raises one.".to_owned()
@@ -265,6 +268,9 @@ impl JsonEnd {
     fn of(end: &End) -> Self {
         let (kind, rip) = match end {
             End::Exit { .. } => ("exit", None),
+            End::PowerOff => ("power-off", None),
+            End::Reset => ("reset", None),
+            End::Panic => ("panic", None),
             End::Halted { .. } => ("halt", None),
             End::NoHandler => ("no-handler", None),
             End::TripleFault { rip, .. } => ("triple-fault", Some(*rip)),

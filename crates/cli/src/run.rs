@@ -1,82 +1,32 @@
 //! `msrgate run`: boot a guest and show what became of its MSR accesses.
 
+mod args;
 mod boot;
+mod guest;
 mod reload;
 mod signals;
+mod status;
+mod terminal;
 
 use std::env;
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use msrgate_kvm::HANDLERS;
-use msrgate_machine::{Guest, Rules, guest_memory, tour};
+use msrgate_machine::{Rules, guest_memory, tour};
 use msrgate_policy::{Compiled, Options, Source};
 use msrgate_trace::{Facts, Observation, PolicySource};
 
+pub(crate) use self::args::Args;
+use self::args::Observe;
 use self::boot::{Setup, boot};
 use crate::Status;
-use crate::backend::{self, Backend, Choice};
+use crate::backend::{self, Backend};
 use crate::host;
 use crate::policy::{compile_file_with, compile_source};
 use crate::trace::Trace;
-
-/// Boot a guest, and show what became of its MSR accesses.
-///
-/// Without GUEST it is the built-in tour: a small 64-bit guest that tries some MSRs and says what it saw.
-///
-/// Without --policy the tour has its own; another guest has KVM's own behaviour, and what KVM refuses is shown.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The guest: an ELF64 executable, or a flat binary (16-bit, started at 0000:7c00)
-    guest: Option<PathBuf>,
-    /// What MSR accesses do
-    #[arg(long, value_name = "FILE")]
-    policy: Option<PathBuf>,
-    /// Replace the policy while the guest runs, whenever its file (or one that it includes) changes; SIGHUP
-    /// does so too
-    #[arg(long, requires = "policy")]
-    watch: bool,
-    /// Who runs the guest
-    #[arg(long, value_enum, default_value_t = Choice::Auto)]
-    backend: Choice,
-    /// Guest memory, such as 64M or 1G
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
-    mem: u64,
-    /// Write each MSR access to a trace: see `export` and `learn`
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
-    /// Which accesses are seen [default: auto for a trace, else off]
-    #[arg(long, value_enum)]
-    observe: Option<Observe>,
-    /// Exit status 1 if the policy answered an access with a fault
-    #[arg(long)]
-    strict: bool,
-    /// Count exits and instructions, and measure the time
-    #[arg(long)]
-    stats: bool,
-    /// Print JSON instead of a table; the guest's console goes to the standard error
-    #[arg(long)]
-    json: bool,
-    /// Print the policy that would be in force, and boot nothing
-    #[arg(long)]
-    print_policy: bool,
-}
-
-/// Which accesses are seen, beyond those that leave the guest because of the policy or because KVM refuses them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Observe {
-    /// As many as can be without a change for the guest
-    Auto,
-    /// All: the backend tells of those that it does by itself (soft)
-    Native,
-    /// Those too that can leave the guest and be done by KVM all the same
-    Filter,
-    /// No others
-    Off,
-}
 
 /// What a guest without a policy runs under.
 pub(crate) const OBSERVE: &str = "\
@@ -93,12 +43,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     if args.print_policy {
         return print_policy(args);
     }
-    let guest = match &args.guest {
-        Some(path) => read_guest(path)?,
-        None => tour::guest(),
-    };
-    let memory = guest_memory(args.mem)?;
-    let (backend, why) = backend::open(args.backend, &memory)?;
+    let (guest, need) = guest::read(args)?;
+    let memory = guest_memory(guest::memory_bytes(args, need))?;
+    let (backend, why) = backend::open(args.backend, need, &memory)?;
     let name = backend.name();
     let observation = args.observation(&backend)?;
     let policies = policies(args, &options(observation))?;
@@ -111,7 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     let trace = match &args.trace {
         Some(path) => {
             let facts = facts(args, name, observation, &policies);
-            let trace = Trace::create(path, facts)?;
+            let trace = Trace::create(path, facts, args.cpus.into())?;
             anstream::eprintln!("msrgate: {} into {}", seen(observation), path.display());
             Some(trace)
         }
@@ -199,11 +146,6 @@ pub(crate) fn policy_facts(compiled: &[Compiled], observation: Observation) -> F
     }
 }
 
-fn read_guest(path: &Path) -> anyhow::Result<Guest> {
-    let file = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Guest::parse(&file).with_context(|| format!("cannot boot {}", path.display()))
-}
-
 /// How policies are compiled for it.
 fn options(observation: Observation) -> Options<'static> {
     Options {
@@ -242,37 +184,4 @@ fn print_policy(args: &Args) -> anyhow::Result<Status> {
     };
     io::stdout().write_all(source.as_bytes())?;
     Ok(Status::Done)
-}
-
-/// A number of bytes, with K, M or G for the powers of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        _ => return Err("the unit is K, M or G".to_owned()),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "not a number of bytes".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "more than 64 bits".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("64M"), Ok(64 << 20));
-        assert_eq!(parse_size("1g"), Ok(1 << 30));
-        assert!(parse_size("64X").is_err());
-        assert!(parse_size("M").is_err());
-        assert!(parse_size("99999999999999999G").is_err());
-    }
 }

@@ -22,8 +22,12 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// Begins the file, which must be writable before the guest starts. The producer is vCPU 0's.
-    pub(crate) fn create(path: &Path, facts: Facts) -> anyhow::Result<(Self, Producer)> {
+    /// Begins the file, which must be writable before the guest starts, and makes a producer for each vCPU.
+    pub(crate) fn create(
+        path: &Path,
+        facts: Facts,
+        vcpus: u32,
+    ) -> anyhow::Result<(Self, Vec<Producer>)> {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let header = Header {
             start_ns: nanoseconds(since_1970.unwrap_or_default()),
@@ -31,30 +35,39 @@ impl Trace {
         };
         let start = Instant::now();
         let file = TraceFile::create(path, &header)?;
-        let clock: Box<dyn FnMut() -> u64 + Send> = Box::new(move || nanoseconds(start.elapsed()));
-        let (producer, consumer) = EventRing::new(RING_EVENTS).split(clock);
-        let ring = Inlet::new(VcpuId(0), consumer);
+        let (producers, rings) = (0..vcpus).map(|id| ring(VcpuId(id), start)).unzip();
         let thread = thread::Builder::new().name("trace".to_owned());
         let thread = thread
-            .spawn(move || write(file, ring, start))
+            .spawn(move || write(file, rings, start))
             .with_context(|| format!("cannot write the trace {}", path.display()))?;
-        Ok((Self { thread }, producer))
+        Ok((Self { thread }, producers))
     }
 
-    /// Waits until all is written. The producer must be gone.
+    /// Waits until all is written. The producers must be gone.
     pub(crate) fn finish(self) -> TraceEnd {
         let end = self.thread.join();
         end.expect("the trace's thread does not panic")
     }
 }
 
-/// Empties the ring until its producer is gone.
-fn write(mut file: TraceFile, mut ring: Inlet<EventConsumer>, start: Instant) -> TraceEnd {
+type Ring = Inlet<EventConsumer>;
+
+fn ring(vcpu: VcpuId, start: Instant) -> (Producer, Ring) {
+    let clock: Box<dyn FnMut() -> u64 + Send> = Box::new(move || nanoseconds(start.elapsed()));
+    let (producer, consumer) = EventRing::new(RING_EVENTS).split(clock);
+    (producer, Inlet::new(vcpu, consumer))
+}
+
+/// Empties the rings until all producers are gone.
+fn write(mut file: TraceFile, mut rings: Vec<Ring>, start: Instant) -> TraceEnd {
     let mut pace = Pace::new();
     loop {
-        let is_end = ring.source.is_closed();
-        let count = ring.empty(|event| file.record(event));
-        file.record_loss(ring.loss(nanoseconds(start.elapsed())));
+        let is_end = rings.iter().all(|ring| ring.source.is_closed());
+        let mut count = 0;
+        for ring in &mut rings {
+            count += ring.empty(|event| file.record(event));
+            file.record_loss(ring.loss(nanoseconds(start.elapsed())));
+        }
         if is_end && count == 0 {
             return file.finish();
         }

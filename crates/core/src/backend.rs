@@ -36,6 +36,25 @@ pub trait Vm {
     /// # Errors
     /// The backend cannot filter; the old filter is still in force.
     fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), VmError>;
+
+    /// Drives a line of the in-kernel interrupt controllers (`KVM_IRQ_LINE`).
+    ///
+    /// # Errors
+    /// There are no controllers.
+    fn set_irq_line(&self, _gsi: u32, _level: LineLevel) -> Result<(), VmError> {
+        Err(VmError::Unsupported {
+            what: "interrupt controllers",
+        })
+    }
+}
+
+/// What an interrupt line is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineLevel {
+    /// Inactive.
+    Low,
+    /// Active.
+    High,
 }
 
 /// A virtual processor. One thread runs it; [`Vcpu::run`] is its loop body.

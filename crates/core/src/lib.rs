@@ -61,7 +61,7 @@ mod tree;
 
 pub use abi::{FILTER_BYTES_32, FILTER_BYTES_64, RawFilter, RawRange};
 pub use action::{Action, HandlerId, Mask, OnViolation, Rule, Scope, Shadow, Writable};
-pub use backend::{Kick, RunError, Unimplemented, Vcpu, Vm, VmError};
+pub use backend::{Kick, LineLevel, RunError, Unimplemented, Vcpu, Vm, VmError};
 #[cfg(feature = "std")]
 pub use cell::{FilterCell, FilterReader};
 pub use completion::PendingCompletion;

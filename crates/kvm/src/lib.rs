@@ -36,4 +36,4 @@ pub use open::{Kvm, OpenError};
 pub use parameter::{ignore_msrs, writes_before_filter};
 pub use run_page::{ExitRecord, RunPage};
 pub use vcpu::KvmVcpu;
-pub use vm::{Irqchip, KvmVm, LineLevel};
+pub use vm::{Irqchip, KvmVm};

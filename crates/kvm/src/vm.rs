@@ -5,9 +5,12 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_CAP_TSC_DEADLINE_TIMER, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::VmFd;
-use msrgate_core::{Errno, ExitReasons, MsrFilter, Vm, VmError};
+use msrgate_core::{Errno, ExitReasons, LineLevel, MsrFilter, Vm, VmError};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::{Kvm, KvmVcpu, fd, filter};
@@ -24,15 +27,6 @@ pub enum Irqchip {
     None,
     /// The kernel: local APICs, I/O APIC, PIC and PIT. HLT waits inside the kernel.
     Kernel,
-}
-
-/// What an interrupt line is set to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineLevel {
-    /// Inactive.
-    Low,
-    /// Active.
-    High,
 }
 
 /// A VM: its descriptor, and the memory that it runs on.
@@ -55,6 +49,7 @@ impl KvmVm {
     /// # Errors
     /// The kernel refuses the VM, a memory region, or the interrupt controllers.
     pub fn new(kvm: &Kvm, memory: GuestMemoryMmap, irqchip: Irqchip) -> Result<Self, VmError> {
+        let mut cpuid = kvm.supported_cpuid()?;
         let vm = kvm.fd.create_vm().map_err(refused("KVM_CREATE_VM"))?;
         for (slot, region) in (0u32..).zip(memory.iter()) {
             let region = kvm_userspace_memory_region {
@@ -73,26 +68,15 @@ impl KvmVm {
         }
         if irqchip == Irqchip::Kernel {
             create_irqchip(&vm)?;
+            if vm.check_extension_raw(KVM_CAP_TSC_DEADLINE_TIMER.into()) > 0 {
+                set_tsc_deadline(&mut cpuid);
+            }
         }
         let shared = Arc::new(Shared {
             vm,
             _memory: memory,
         });
-        Ok(Self {
-            shared,
-            cpuid: kvm.supported_cpuid()?,
-        })
-    }
-
-    /// Sets an interrupt line of the kernel's controllers (`KVM_IRQ_LINE`).
-    ///
-    /// # Errors
-    /// ENXIO without [`Irqchip::Kernel`].
-    pub fn set_irq_line(&self, gsi: u32, level: LineLevel) -> Result<(), VmError> {
-        self.shared
-            .vm
-            .set_irq_line(gsi, level == LineLevel::High)
-            .map_err(refused("KVM_IRQ_LINE"))
+        Ok(Self { shared, cpuid })
     }
 }
 
@@ -125,6 +109,13 @@ impl Vm for KvmVm {
     fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), VmError> {
         filter::set_msr_filter(&self.shared.vm, filter)
     }
+
+    fn set_irq_line(&self, gsi: u32, level: LineLevel) -> Result<(), VmError> {
+        self.shared
+            .vm
+            .set_irq_line(gsi, level == LineLevel::High)
+            .map_err(refused("KVM_IRQ_LINE"))
+    }
 }
 
 /// An ioctl's failure, with its name.
@@ -147,6 +138,14 @@ fn create_irqchip(vm: &VmFd) -> Result<(), VmError> {
         ..Default::default()
     };
     vm.create_pit2(pit).map_err(refused("KVM_CREATE_PIT2"))
+}
+
+/// The timer is the kernel's local APIC's, so `KVM_GET_SUPPORTED_CPUID` leaves it out (CPUID.1:ECX bit 24).
+fn set_tsc_deadline(cpuid: &mut CpuId) {
+    let mut leaves = cpuid.as_mut_slice().iter_mut();
+    if let Some(leaf) = leaves.find(|leaf| leaf.function == 1) {
+        leaf.ecx |= 1 << 24;
+    }
 }
 
 /// CPUID shows the APIC id in leaf 1 (EBX 31:24) and in the topology leaves (EDX); SDM vol. 2, CPUID.

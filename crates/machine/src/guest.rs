@@ -3,7 +3,8 @@
 use msrgate_core::{Vcpu, VmError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
-use crate::long_mode;
+use crate::linux::{Boot, LinuxError};
+use crate::long_mode::{self, Selectors};
 use crate::program::{self, Program};
 use crate::real_mode::{self, FLAT_BASE};
 
@@ -44,22 +45,35 @@ pub enum MemoryError {
 #[derive(Clone, Debug)]
 pub struct Guest {
     program: Program,
+    /// Only Linux looks at it.
+    boot: Boot,
 }
 
 impl Guest {
-    /// Recognises a file: ELF64 for x86-64, or else a flat binary for real mode.
+    /// Recognises a file: a Linux kernel, ELF64 for x86-64, or else a flat binary for real mode.
     ///
     /// # Errors
     /// What is wrong with it, or why it cannot be booted here.
     pub fn parse(file: &[u8]) -> Result<Self, LoadError> {
-        Ok(Self {
-            program: program::parse(file)?,
-        })
+        Ok(Self::new(program::parse(file)?))
     }
 
     /// A program that has been taken apart already.
     pub(crate) fn new(program: Program) -> Self {
-        Self { program }
+        let boot = Boot::default();
+        Self { program, boot }
+    }
+
+    /// Whether it is a kernel, which needs interrupt controllers and takes a [`Boot`].
+    #[must_use]
+    pub fn is_linux(&self) -> bool {
+        matches!(self.program, Program::Linux(_))
+    }
+
+    /// Boots a kernel with this instead of nothing; [`MAX_CPUS`](crate::MAX_CPUS) are the most.
+    #[must_use]
+    pub fn with_boot(self, boot: Boot) -> Self {
+        Self { boot, ..self }
     }
 
     /// Puts the guest where it belongs.
@@ -69,7 +83,8 @@ impl Guest {
     pub fn load(&self, memory: &GuestMemoryMmap) -> Result<(), LoadError> {
         match &self.program {
             Program::Elf { segments, .. } => {
-                long_mode::write_tables(memory).map_err(LoadError::Memory)?;
+                let written = long_mode::write_tables(memory, Selectors::ELF);
+                written.map_err(LoadError::Memory)?;
                 for segment in segments {
                     load_segment(segment, memory)?;
                 }
@@ -81,6 +96,7 @@ impl Guest {
                     .write_slice(bytes, GuestAddress(FLAT_BASE))
                     .map_err(LoadError::Memory)
             }
+            Program::Linux(kernel) => kernel.load(memory, &self.boot),
         }
     }
 
@@ -89,18 +105,15 @@ impl Guest {
     /// # Errors
     /// The backend refuses it.
     pub fn start(&self, vcpu: &mut impl Vcpu) -> Result<(), VmError> {
-        let mut system = vcpu.system_registers()?;
-        let registers;
-        match &self.program {
-            Program::Elf { entry, .. } => {
-                system = long_mode::system_registers(&system);
-                registers = long_mode::registers(*entry);
-            }
-            Program::Flat { .. } => {
-                system = real_mode::system_registers(&system);
-                registers = real_mode::registers();
-            }
-        }
+        let reset = vcpu.system_registers()?;
+        let (system, registers) = match &self.program {
+            Program::Elf { entry, .. } => (
+                long_mode::system_registers(&reset, Selectors::ELF),
+                long_mode::registers(*entry),
+            ),
+            Program::Flat { .. } => (real_mode::system_registers(&reset), real_mode::registers()),
+            Program::Linux(kernel) => kernel.start(&reset),
+        };
         vcpu.set_system_registers(&system)?;
         vcpu.set_registers(&registers)
     }
@@ -108,7 +121,7 @@ impl Guest {
     /// RIP behind the HLT that every interrupt vector leads to, for a guest that starts with vectors.
     pub(crate) fn vectors_lead_to(&self) -> Option<u64> {
         match self.program {
-            Program::Elf { .. } => None,
+            Program::Elf { .. } | Program::Linux(_) => None,
             Program::Flat { .. } => Some(real_mode::STUB_END),
         }
     }
@@ -144,13 +157,13 @@ pub enum LoadError {
     /// No bytes.
     #[error("the file is empty")]
     Empty,
-    /// A bzImage.
-    #[error(
-        "a Linux kernel (bzImage) cannot be booted by this version: give an ELF64 or a flat binary"
-    )]
-    LinuxKernel,
+    /// A Linux kernel that cannot be booted, or not so.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
     /// Nothing but readable characters.
-    #[error("a text, not a program: a guest is an ELF64 for x86-64 or a flat binary")]
+    #[error(
+        "a text, not a program: a guest is a Linux kernel, an ELF64 for x86-64 or a flat binary"
+    )]
     Text,
     /// Too long for conventional memory.
     #[error("a flat binary of {size_bytes} bytes: at most {limit_bytes} fit below 640 KiB")]

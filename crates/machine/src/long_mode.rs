@@ -18,8 +18,10 @@ const PDPT: u64 = 0xa000;
 const DIRECTORIES: u64 = 0xb000;
 const GIBIBYTES: u64 = 4;
 
-/// Null, 64-bit code at 0x08, data at 0x10; SDM vol. 3, 3.4.5.
-const DESCRIPTORS: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+/// 64-bit code, and data; SDM vol. 3, 3.4.5.
+const CODE: u64 = 0x00af_9b00_0000_ffff;
+const DATA: u64 = 0x00cf_9300_0000_ffff;
+const GDT_LIMIT: u16 = 8 * 4 - 1;
 
 const PRESENT_WRITABLE: u64 = 0x3;
 const LARGE_PAGE: u64 = 0x80;
@@ -33,11 +35,33 @@ const EFER: u64 = 0xd00;
 /// The bit that is always set.
 const RFLAGS: u64 = 0x2;
 
+/// Where a guest finds its segments in the GDT.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Selectors {
+    code: u16,
+    data: u16,
+}
+
+impl Selectors {
+    /// Of an ELF.
+    pub(crate) const ELF: Self = Self {
+        code: 0x08,
+        data: 0x10,
+    };
+    /// `__BOOT_CS` and `__BOOT_DS`.
+    pub(crate) const LINUX: Self = Self {
+        code: 0x10,
+        data: 0x18,
+    };
+}
+
 /// Writes GDT and page tables.
-pub(crate) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
-    for (slot, descriptor) in (0..).zip(DESCRIPTORS) {
-        write_entry(memory, GDT, slot, descriptor)?;
-    }
+pub(crate) fn write_tables(
+    memory: &GuestMemoryMmap,
+    selectors: Selectors,
+) -> Result<(), GuestMemoryError> {
+    write_entry(memory, GDT, u64::from(selectors.code) / 8, CODE)?;
+    write_entry(memory, GDT, u64::from(selectors.data) / 8, DATA)?;
     write_entry(memory, PML4, 0, PDPT | PRESENT_WRITABLE)?;
     for gibibyte in 0..GIBIBYTES {
         let directory = DIRECTORIES + gibibyte * 0x1000;
@@ -52,9 +76,9 @@ pub(crate) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryEr
 }
 
 /// `reset` with everything changed that 64-bit mode needs.
-pub(crate) fn system_registers(reset: &SystemRegisters) -> SystemRegisters {
+pub(crate) fn system_registers(reset: &SystemRegisters, selectors: Selectors) -> SystemRegisters {
     let code = Segment {
-        selector: 0x08,
+        selector: selectors.code,
         limit: u32::MAX,
         type_: 0xb,
         present: true,
@@ -64,7 +88,7 @@ pub(crate) fn system_registers(reset: &SystemRegisters) -> SystemRegisters {
         ..Segment::default()
     };
     let data = Segment {
-        selector: 0x10,
+        selector: selectors.data,
         type_: 0x3,
         db: true,
         l: false,
@@ -79,7 +103,7 @@ pub(crate) fn system_registers(reset: &SystemRegisters) -> SystemRegisters {
         ss: data,
         gdt: DescriptorTable {
             base: GDT,
-            limit: 8 * 3 - 1,
+            limit: GDT_LIMIT,
         },
         idt: DescriptorTable::default(),
         cr0: CR0,

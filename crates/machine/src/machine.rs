@@ -1,54 +1,36 @@
-//! [`Machine`]: one vCPU on its board, and the loop that runs it until it ends.
+//! [`Machine`]: a board with its vCPUs, each of which runs on a thread.
 
 use std::fmt;
-use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use msrgate_core::{
-    Exception, ExitReasons, Gate, Image, Kick, MsrFilter, MsrHandler, Recorder, RunError, Vcpu,
-    VcpuId, Vm, VmEntry, VmError, VmExit,
-};
+use msrgate_core::{MsrHandler, Recorder, Vcpu, VcpuId, Vm, VmError};
 
-use crate::board::{Board, Request};
+use crate::board::Board;
+use crate::end::{End, MachineError, StopCause, Stopper};
 use crate::guest::Guest;
-use crate::reload::{Mailbox, Reloader};
+use crate::meter::{Count, Meter};
+use crate::processor::{Processor, Shared};
+use crate::rules::{Reloader, Rulebook, Rules};
 
-/// What a VM and its gate need of a policy.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// The answers.
-    pub image: Arc<Image>,
-    /// What leaves the guest although KVM could do it.
-    pub filter: MsrFilter,
-    /// What leaves the guest rather than being #GP.
-    pub reasons: ExitReasons,
-}
-
-/// How long a vCPU that must wait is deaf to a [`Stopper`].
-const LONGEST_NAP: Duration = Duration::from_millis(10);
-
-/// A VM with one vCPU and its devices.
+/// A VM with its vCPUs and devices.
 pub struct Machine<V: Vm, R, W: Write> {
-    vm: V,
-    vcpu: V::Vcpu,
-    gate: Gate<R>,
-    board: Board<W>,
-    policies: Vec<Rules>,
-    stop: Arc<AtomicU8>,
-    reload: Arc<Mailbox>,
-    exits: u64,
-    /// The beginning of the time by which accesses are limited.
-    started: Instant,
-    /// RIP of a guest that took a vector which it has not set.
-    vectors_lead_to: Option<u64>,
+    shared: Shared<V, W>,
+    processors: Vec<Processor<V::Vcpu, R>>,
+    meter: Meter<<V::Vcpu as Vcpu>::Kicker>,
 }
 
-impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
-    /// Makes the vCPU, puts it where `guest` starts, and the first of `policies` into force. The guest can
-    /// ask for another one by its number; one that does not exist changes nothing.
+impl<V, R, W> Machine<V, R, W>
+where
+    V: Vm,
+    R: Recorder,
+    W: Write,
+{
+    /// Makes a vCPU for each of `recorders`, puts the first one where `guest` starts (others wait until it starts
+    /// them), and the first of `policies` into force. The guest can ask for another one by its number; one that does
+    /// not exist changes nothing.
     ///
     /// # Errors
     /// The backend refuses something.
@@ -56,40 +38,53 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
         vm: V,
         guest: &Guest,
         policies: Vec<Rules>,
-        recorder: R,
+        recorders: Vec<R>,
         console: W,
     ) -> Result<Self, VmError> {
-        let mut vcpu = vm.create_vcpu(0)?;
-        guest.start(&mut vcpu)?;
-        let image = match policies.first() {
-            Some(rules) => {
-                vm.set_exit_reasons(rules.reasons)?;
-                vm.set_msr_filter(&rules.filter)?;
-                Arc::clone(&rules.image)
+        let vm = Arc::new(vm);
+        let rules = Rulebook::new(Arc::clone(&vm), policies)?;
+        let (gates, edition) = rules.gates();
+        let mut processors = Vec::new();
+        for (id, recorder) in (0..).zip(recorders) {
+            let mut vcpu = vm.create_vcpu(id)?;
+            if id == 0 {
+                guest.start(&mut vcpu)?;
             }
-            None => Arc::new(Image::new(msrgate_core::Defaults::ALLOW)),
+            processors.push(Processor {
+                vcpu,
+                gate: gates.gate(VcpuId(id), recorder),
+                edition,
+                exits: 0,
+                count: Arc::new(Count::default()),
+            });
+        }
+        let kickers: Arc<[_]> = processors.iter().map(|it| it.vcpu.kicker()).collect();
+        let meter = Meter {
+            counts: processors.iter().map(|it| Arc::clone(&it.count)).collect(),
+            kickers: Arc::clone(&kickers),
         };
         Ok(Self {
-            vm,
-            vcpu,
-            gate: Gate::new(VcpuId(0), image, recorder),
-            board: Board::new(console),
-            policies,
-            stop: Arc::default(),
-            reload: Arc::default(),
-            exits: 0,
-            started: Instant::now(),
-            vectors_lead_to: guest.vectors_lead_to(),
+            shared: Shared {
+                board: Arc::new(Mutex::new(Board::new(vm, console))),
+                rules: Arc::new(rules),
+                stopper: Stopper::new(kickers),
+                started: Instant::now(),
+                vectors_lead_to: guest.vectors_lead_to(),
+            },
+            processors,
+            meter,
         })
     }
 
     /// Answers with these where a policy names a handler.
     #[must_use]
-    pub fn with_handlers(self, handlers: Arc<[Arc<dyn MsrHandler>]>) -> Self {
-        Self {
-            gate: self.gate.with_handlers(handlers),
-            ..self
+    pub fn with_handlers(mut self, handlers: Arc<[Arc<dyn MsrHandler>]>) -> Self {
+        self.shared.rules.set_handlers(handlers);
+        let (gates, _) = self.shared.rules.gates();
+        for processor in &mut self.processors {
+            processor.gate.switch(&gates);
         }
+        self
     }
 
     /// Records what the backend does by itself too.
@@ -97,255 +92,123 @@ impl<V: Vm, R: Recorder, W: Write> Machine<V, R, W> {
     /// # Errors
     /// The backend cannot tell.
     pub fn observe_msrs(&mut self) -> Result<(), VmError> {
-        self.vcpu.observe_msrs()
+        let mut vcpus = self.processors.iter_mut().map(|it| &mut it.vcpu);
+        vcpus.try_for_each(Vcpu::observe_msrs)
     }
 
     /// Ends [`Machine::run`] from another thread.
     pub fn stopper(&self) -> Stopper<<V::Vcpu as Vcpu>::Kicker> {
-        Stopper {
-            cause: Arc::clone(&self.stop),
-            kicker: self.vcpu.kicker(),
-        }
+        self.shared.stopper.clone()
     }
 
     /// Replaces the policies from another thread while [`Machine::run`] runs.
-    pub fn reloader(&self) -> Reloader<<V::Vcpu as Vcpu>::Kicker> {
-        Reloader::new(&self.reload, self.vcpu.kicker())
+    pub fn reloader(&self) -> Reloader<V> {
+        Reloader::new(&self.shared.rules)
     }
 
-    /// Runs the guest until it ends or is stopped.
-    ///
-    /// # Errors
-    /// The backend or the console failed.
-    pub fn run(&mut self) -> Result<End, MachineError> {
-        let mut entry = VmEntry::Run;
-        loop {
-            let exit = self.vcpu.run(entry)?;
-            self.exits += u64::from(!matches!(exit, VmExit::Native(_)));
-            entry = match self.gate.service(&exit, &mut self.vcpu) {
-                Some(answer) => {
-                    self.throttle();
-                    answer
-                }
-                None => match self.device(exit)? {
-                    Next::Enter(entry) => entry,
-                    Next::End(end) => return Ok(end),
-                },
-            };
+    /// Types on the console from another thread.
+    pub fn keyboard(&self) -> Keyboard<V, W> {
+        Keyboard {
+            board: Arc::clone(&self.shared.board),
         }
+    }
+
+    /// Tells another thread how far the guest is.
+    pub fn meter(&self) -> Meter<<V::Vcpu as Vcpu>::Kicker> {
+        self.meter.clone()
     }
 
     /// How often the guest was left.
     pub fn exits(&self) -> u64 {
-        self.exits
+        self.processors.iter().map(|it| it.exits).sum()
     }
 
-    /// How often the vCPU had to wait because of a rule's limit.
+    /// How often a vCPU had to wait because of a rule's limit.
     pub fn throttled(&self) -> u64 {
-        self.gate.throttled()
+        self.processors.iter().map(|it| it.gate.throttled()).sum()
     }
 
     /// Instructions of the guest, where the backend counts them.
     pub fn instructions(&self) -> Option<u64> {
-        self.vcpu.retired()
+        self.processors.iter().map(|it| it.vcpu.retired()).sum()
     }
 
-    /// Gives back where the events went.
-    pub fn into_recorder(self) -> R {
-        self.gate.into_recorder()
-    }
-
-    /// Waits if the access just answered is one too many for its limit; no longer than until it is stopped
-    /// or gets other rules.
-    fn throttle(&mut self) {
-        let now_ns = || u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let Some(mut left) = self.gate.throttle(now_ns) else {
-            return;
-        };
-        let is_wanted = || self.stop.load(Ordering::SeqCst) != 0 || self.reload.is_full();
-        while !left.is_zero() && !is_wanted() {
-            let nap = left.min(LONGEST_NAP);
-            thread::sleep(nap);
-            left -= nap;
-        }
-    }
-
-    fn device(&mut self, exit: VmExit) -> Result<Next, MachineError> {
-        Ok(match exit {
-            VmExit::IoIn { port, len_bytes } => {
-                Next::Enter(VmEntry::CompleteIoIn(self.board.read(port, len_bytes)))
-            }
-            VmExit::IoOut {
-                port,
-                len_bytes,
-                value,
-            } => match self.board.write(port, len_bytes, value)? {
-                Some(Request::Exit(code)) => Next::End(End::Exit { code }),
-                Some(Request::Policy(number)) => {
-                    self.install(number)?;
-                    Next::Enter(VmEntry::Run)
-                }
-                None => Next::Enter(VmEntry::Run),
-            },
-            VmExit::MmioRead { .. } => Next::Enter(VmEntry::CompleteMmioRead(u64::MAX)),
-            VmExit::MmioWrite { .. } => Next::Enter(VmEntry::Run),
-            VmExit::Interrupted => match StopCause::from_code(self.stop.load(Ordering::SeqCst)) {
-                Some(cause) => Next::End(End::Stopped { cause }),
-                None => {
-                    self.reload();
-                    Next::Enter(VmEntry::Run)
-                }
-            },
-            ended => Next::End(self.end(ended)?),
-        })
-    }
-
-    fn install(&mut self, number: u8) -> Result<(), VmError> {
-        match self.policies.get(usize::from(number)) {
-            Some(rules) => put_into_force(rules, &self.vm, &mut self.gate),
-            None => Ok(()),
-        }
-    }
-
-    /// Does what a [`Reloader`] asks, if one does. Refused rules leave the guest under the old ones.
-    fn reload(&mut self) {
-        let Some(request) = self.reload.take() else {
-            return;
-        };
-        let done = put_into_force(&request.rules, &self.vm, &mut self.gate);
-        if done.is_ok() {
-            self.policies = vec![request.rules];
-        }
-        // Who asked may have stopped waiting.
-        let _ = request.answer.send(done);
-    }
-
-    fn end(&self, exit: VmExit) -> Result<End, VmError> {
-        const INTERRUPT_FLAG: u64 = 1 << 9;
-        let registers = self.vcpu.registers()?;
-        let rip = registers.rip;
-        Ok(match exit {
-            VmExit::Hlt if self.vectors_lead_to == Some(rip) => End::NoHandler,
-            VmExit::Hlt => End::Halted {
-                waits: registers.rflags & INTERRUPT_FLAG != 0,
-            },
-            VmExit::Shutdown => End::TripleFault {
-                rip,
-                exception: self.vcpu.last_exception(),
-            },
-            exit => End::Failed { rip, exit },
-        })
+    /// Gives back where the events of each vCPU went.
+    pub fn into_recorders(self) -> Vec<R> {
+        let gates = self.processors.into_iter().map(|it| it.gate);
+        gates.map(|gate| gate.into_recorder()).collect()
     }
 }
 
-fn put_into_force<R: Recorder>(
-    rules: &Rules,
-    vm: &impl Vm,
-    gate: &mut Gate<R>,
-) -> Result<(), VmError> {
-    // All reasons first: what the old filter denies must not be #GP in between.
-    vm.set_exit_reasons(ExitReasons::ALL)?;
-    vm.set_msr_filter(&rules.filter)?;
-    vm.set_exit_reasons(rules.reasons)?;
-    gate.set_image(Arc::clone(&rules.image));
-    Ok(())
+impl<V, R, W> Machine<V, R, W>
+where
+    V: Vm + Send + Sync,
+    V::Vcpu: Send,
+    R: Recorder + Send,
+    W: Write + Send,
+{
+    /// Runs the guest until a vCPU ends, or it is stopped.
+    ///
+    /// # Errors
+    /// The backend or the console failed.
+    pub fn run(&mut self) -> Result<End, MachineError> {
+        let shared = &self.shared;
+        let first_end = Mutex::new(None);
+        let run = |processor: &mut Processor<V::Vcpu, R>| {
+            let end = processor.run(shared);
+            processor.publish();
+            first_end
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(end);
+            shared.stopper.stop(StopCause::Company);
+        };
+        thread::scope(|scope| {
+            let Some((first, others)) = self.processors.split_first_mut() else {
+                return Ok(());
+            };
+            for (id, processor) in (1..).zip(others) {
+                let thread = thread::Builder::new().name(format!("vcpu {id}"));
+                let started = thread.spawn_scoped(scope, || run(processor));
+                if let Err(error) = started {
+                    shared.stopper.stop(StopCause::Company);
+                    return Err(MachineError::Thread(error));
+                }
+            }
+            run(first);
+            Ok(())
+        })?;
+        let end = first_end
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        // A machine without vCPUs has nothing to do.
+        end.unwrap_or(Ok(End::Halted { waits: false }))
+    }
 }
 
 impl<V: Vm, R, W: Write> fmt::Debug for Machine<V, R, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Machine")
-            .field("exits", &self.exits)
+            .field("vcpus", &self.processors.len())
             .finish_non_exhaustive()
     }
 }
 
-enum Next {
-    Enter(VmEntry),
-    End(End),
+/// Types on a machine's console.
+pub struct Keyboard<V: Vm, W: Write> {
+    board: Arc<Mutex<Board<V, W>>>,
 }
 
-/// How a guest ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum End {
-    /// It wrote this to the exit port.
-    Exit {
-        /// What it wrote.
-        code: u8,
-    },
-    /// HLT.
-    Halted {
-        /// Interrupts were on, but no device here raises one.
-        waits: bool,
-    },
-    /// A real-mode guest called the BIOS, which is not there, or met an exception without a handler.
-    NoHandler,
-    /// A fault while a double fault was being delivered.
-    TripleFault {
-        /// RIP of the vCPU after it.
-        rip: u64,
-        /// What began it or came of it, where the backend knows.
-        exception: Option<Exception>,
-    },
-    /// [`Stopper::stop`].
-    Stopped {
-        /// Who asked.
-        cause: StopCause,
-    },
-    /// The backend could not go on, or left the guest for something that this board has not.
-    Failed {
-        /// RIP of the vCPU.
-        rip: u64,
-        /// What it said.
-        exit: VmExit,
-    },
-}
-
-/// Why a guest was stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopCause {
-    /// The user asked.
-    Interrupt = 1,
-    /// It took longer than it may.
-    TimeLimit = 2,
-}
-
-impl StopCause {
-    fn from_code(code: u8) -> Option<Self> {
-        [Self::Interrupt, Self::TimeLimit]
-            .into_iter()
-            .find(|&cause| cause as u8 == code)
+impl<V: Vm, W: Write> Keyboard<V, W> {
+    /// Says for how many of the bytes there was room; the guest has to read before there is more.
+    pub fn type_bytes(&self, bytes: &[u8]) -> usize {
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.type_bytes(bytes)
     }
 }
 
-/// Ends a machine's run from another thread.
-#[derive(Clone, Debug)]
-pub struct Stopper<K> {
-    cause: Arc<AtomicU8>,
-    kicker: K,
-}
-
-impl<K: Kick> Stopper<K> {
-    /// Stops the guest; the first cause counts.
-    pub fn stop(&self, cause: StopCause) {
-        let _ = self
-            .cause
-            .compare_exchange(0, cause as u8, Ordering::SeqCst, Ordering::SeqCst);
-        self.kicker.kick();
+impl<V: Vm, W: Write> fmt::Debug for Keyboard<V, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyboard").finish_non_exhaustive()
     }
-}
-
-/// Why a machine cannot go on.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MachineError {
-    /// The vCPU.
-    #[error(transparent)]
-    Run(#[from] RunError),
-    /// The VM.
-    #[error(transparent)]
-    Vm(#[from] VmError),
-    /// The guest's output cannot be written.
-    #[error("cannot write the guest's console")]
-    Console(#[from] io::Error),
 }

@@ -13,7 +13,7 @@ use msrgate_core::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::long_mode;
+use crate::long_mode::{self, Selectors};
 
 const RDMSR: u64 = 0x1000;
 const WRMSR: u64 = 0x1003;
@@ -49,7 +49,7 @@ impl<V: Vm> Probe<V> {
     pub fn new(vm: V, memory: &GuestMemoryMmap) -> Result<Self, ProbeError> {
         load(memory).map_err(ProbeError::Memory)?;
         let mut vcpu = vm.create_vcpu(0)?;
-        let mut system = long_mode::system_registers(&vcpu.system_registers()?);
+        let mut system = long_mode::system_registers(&vcpu.system_registers()?, Selectors::ELF);
         system.idt = DescriptorTable {
             base: IDT,
             limit: IDT_LIMIT,
@@ -253,7 +253,7 @@ pub enum ProbeError {
 
 /// Writes page tables, code, a handler for each exception, and the IDT that leads there.
 fn load(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
-    long_mode::write_tables(memory)?;
+    long_mode::write_tables(memory, Selectors::ELF)?;
     memory.write_slice(&CODE, GuestAddress(RDMSR))?;
     memory.write_slice(&[HLT; EXCEPTIONS as usize], GuestAddress(HANDLERS))?;
     for vector in 0..u64::from(EXCEPTIONS) {

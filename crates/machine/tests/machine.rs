@@ -21,7 +21,12 @@ fn machine_with(code: &[u8], policies: Vec<Rules>) -> TestMachine {
     let guest = Guest::parse(&elf(code)).expect("an ELF64");
     guest.load(&memory).expect("room for it");
     let vm = SoftVm::new(&memory, SystemConfig::default()).expect("a VM");
-    Machine::new(vm, &guest, policies, Vec::new(), Vec::new()).expect("a machine")
+    Machine::new(vm, &guest, policies, vec![Vec::new()], Vec::new()).expect("a machine")
+}
+
+/// What its only vCPU did.
+fn events(machine: TestMachine) -> Vec<Event> {
+    machine.into_recorders().concat()
 }
 
 fn rules(source: &str) -> Rules {
@@ -101,7 +106,7 @@ fn guest_without_a_policy_has_kvms_own_behaviour() {
     };
     assert_eq!(rip, 0x10_0005);
     assert_eq!(exception.expect("soft knows").mnemonic(), Some("#GP"));
-    assert!(machine.into_recorder().is_empty());
+    assert!(events(machine).is_empty());
 }
 
 #[test]
@@ -116,7 +121,7 @@ fn guest_gets_the_policy_that_it_asks_for() {
         \x66\xba\x53\x4d\xb0\x09\xee\xb9\0\x4f\x4f\x47\x0f\x32\xf4";
     let mut machine = machine(code, &policies);
     assert_eq!(machine.run().unwrap(), End::Halted { waits: false });
-    let events = machine.into_recorder();
+    let events = events(machine);
     let seen: Vec<_> = events
         .iter()
         .map(|event| (event.index.0, event.value, event.outcome))
@@ -156,7 +161,7 @@ fn vcpu_over_the_limit_of_a_rule_is_slowed_and_answered_the_same() {
     assert_eq!(machine.run().unwrap(), End::Exit { code: 1 });
     // The first is free; it waits for the others, unless it is as slow by itself.
     assert!(started.elapsed() >= Duration::from_millis(200));
-    let values: Vec<_> = machine.into_recorder().iter().map(|it| it.value).collect();
+    let values: Vec<_> = events(machine).iter().map(|it| it.value).collect();
     assert_eq!(values, [1, 1, 1]);
 }
 
@@ -182,10 +187,13 @@ fn reloader_puts_other_rules_into_force_and_tells() {
     let value = |value| format!("version = 1\n[[rule]]\nmsr = 0x8b\nread = {{ value = {value} }}");
     let mut machine = machine(guest, &[&value(1)]);
     let reloader = machine.reloader();
-    let asking = reloader.clone();
-    let other = thread::spawn(move || [3, 2].map(|it| asking.replace(rules(&value(it)))));
-    assert_eq!(machine.run().expect("it runs"), End::Exit { code: 2 });
-    assert_eq!(other.join().expect("no panic"), [Some(Ok(())); 2]);
+    let end = thread::scope(|scope| {
+        let other = scope.spawn(|| [3, 2].map(|it| reloader.replace(rules(&value(it)))));
+        let end = machine.run().expect("it runs");
+        assert_eq!(other.join().expect("no panic"), [Some(Ok(())); 2]);
+        end
+    });
+    assert_eq!(end, End::Exit { code: 2 });
     drop(machine);
     let late = reloader.replace(rules(&value(4)));
     assert_eq!(late, None, "nobody is there to do it");

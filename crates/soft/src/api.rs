@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use msrgate_core::{
-    Errno, Exception, ExitReasons, Kick, MsrFilter, MsrIndex, Registers, RunError, SystemRegisters,
-    Unimplemented, Vcpu, Vm, VmEntry, VmError, VmExit,
+    Errno, Exception, ExitReasons, Kick, LineLevel, MsrFilter, MsrIndex, Registers, RunError,
+    SystemRegisters, Unimplemented, Vcpu, Vm, VmEntry, VmError, VmExit,
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -67,26 +67,6 @@ impl SoftVm {
         }
         Ok(())
     }
-
-    /// Drives a line of the controllers, as `KVM_IRQ_LINE` does.
-    ///
-    /// # Errors
-    /// There are no controllers.
-    pub fn set_irq_line(&self, gsi: u32, level: LineLevel) -> Result<(), VmError> {
-        let irqchip = self.state.irqchip().ok_or(Errno::ENXIO);
-        let irqchip = irqchip.map_err(refused("KVM_IRQ_LINE"))?;
-        irqchip.with(|chips, _| chips.set_gsi(gsi, level == LineLevel::High));
-        Ok(())
-    }
-}
-
-/// The level of an interrupt line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineLevel {
-    /// Not asserted.
-    Low,
-    /// Asserted.
-    High,
 }
 
 impl Vm for SoftVm {
@@ -110,6 +90,13 @@ impl Vm for SoftVm {
 
     fn set_msr_filter(&self, filter: &MsrFilter) -> Result<(), VmError> {
         self.state.set_filter(filter.clone());
+        Ok(())
+    }
+
+    fn set_irq_line(&self, gsi: u32, level: LineLevel) -> Result<(), VmError> {
+        let irqchip = self.state.irqchip().ok_or(Errno::ENXIO);
+        let irqchip = irqchip.map_err(refused("KVM_IRQ_LINE"))?;
+        irqchip.with(|chips, _| chips.set_gsi(gsi, level == LineLevel::High));
         Ok(())
     }
 }

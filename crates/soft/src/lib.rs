@@ -56,7 +56,7 @@ mod turn;
 mod vcpu;
 mod vm;
 
-pub use api::{Kicker, LineLevel, SoftVcpu, SoftVm};
+pub use api::{Kicker, SoftVcpu, SoftVm};
 pub use cpuid::CpuidSource;
 pub use ioctl::{Handle, Outcome, System, VcpuDescriptor, VmDescriptor};
 pub use vm::SystemConfig;

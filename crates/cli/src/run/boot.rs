@@ -1,18 +1,23 @@
 //! A guest from its first instruction to the report of its end.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use msrgate_core::{Event, Kick, Recorder, Vcpu, Vm};
-use msrgate_machine::{Guest, Machine, Rules};
+use msrgate_machine::{End, Guest, Machine, Rules};
 use msrgate_trace::Observation;
 
 use super::Args;
+use super::args::Place;
 use super::reload::Reload;
 use super::signals::{stop_in_time, stop_on_signal};
+use super::status::Status as StatusLine;
+use super::terminal::{RawTerminal, type_input};
 use crate::Status;
 use crate::console::{Console, Cursor};
 use crate::log::Log;
@@ -30,13 +35,24 @@ pub(super) struct Setup<'a> {
     pub(super) files: BTreeSet<PathBuf>,
     /// Which accesses are to be seen.
     pub(super) observation: Observation,
-    pub(super) trace: Option<(Trace, Producer)>,
+    /// With a producer for each vCPU.
+    pub(super) trace: Option<(Trace, Vec<Producer>)>,
+}
+
+/// What the events of all vCPUs come to.
+pub(super) struct Seen {
+    pub(super) tally: Tally,
+    pub(super) log: Log,
+}
+
+/// Nobody panics while he holds it.
+pub(super) fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the events of a vCPU go. The RIP costs a system call on KVM: it is asked for where a trace keeps it.
 struct Events<const WITH_RIP: bool> {
-    tally: Tally,
-    log: Log,
+    seen: Arc<Mutex<Seen>>,
     trace: Option<Producer>,
 }
 
@@ -45,14 +61,17 @@ impl<const WITH_RIP: bool> Recorder for Events<WITH_RIP> {
 
     fn record(&mut self, event: &Event) {
         self.trace.record(event);
-        self.tally.record(event);
-        self.log.record(event);
+        let mut seen = lock(&self.seen);
+        seen.tally.record(event);
+        seen.log.record(event);
     }
 }
 
 /// Boots the guest, runs it to its end, and reports.
-pub(super) fn boot<V: Vm>(setup: Setup<'_>, vm: V) -> anyhow::Result<Status>
+pub(super) fn boot<V>(setup: Setup<'_>, vm: V) -> anyhow::Result<Status>
 where
+    V: Vm + Send + Sync + 'static,
+    V::Vcpu: Send,
     <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
 {
     if setup.trace.is_some() {
@@ -62,34 +81,36 @@ where
     }
 }
 
-fn boot_with<V: Vm, const WITH_RIP: bool>(setup: Setup<'_>, vm: V) -> anyhow::Result<Status>
+fn boot_with<V, const WITH_RIP: bool>(setup: Setup<'_>, vm: V) -> anyhow::Result<Status>
 where
+    V: Vm + Send + Sync + 'static,
+    V::Vcpu: Send,
     <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
 {
     let args = setup.args;
-    let stream: Box<dyn Write> = if args.json {
-        Box::new(io::stderr())
-    } else {
-        Box::new(io::stdout())
-    };
-    let console = Console::new(stream);
+    let console = Console::new(stream(args)?);
     let cursor = console.cursor();
-    let one_screen = args.json || (io::stdout().is_terminal() && io::stderr().is_terminal());
-    let (trace, producer) = setup.trace.unzip();
-    let events = Events::<WITH_RIP> {
+    let one_screen = args.console == Place::On
+        && (args.json || (io::stdout().is_terminal() && io::stderr().is_terminal()));
+    let seen = Arc::new(Mutex::new(Seen {
         tally: Tally::default(),
         log: Log::new(one_screen.then(|| console.cursor())),
-        trace: producer,
-    };
-    let mut machine = Machine::new(vm, setup.guest, setup.policies, events, console)?
+    }));
+    let (trace, producers) = setup.trace.unzip();
+    let mut producers = producers.into_iter().flatten();
+    let recorders = (0..args.cpus)
+        .map(|_| Events::<WITH_RIP> {
+            seen: Arc::clone(&seen),
+            trace: producers.next(),
+        })
+        .collect();
+    drop(producers);
+    let mut machine = Machine::new(vm, setup.guest, setup.policies, recorders, console)?
         .with_handlers(msrgate_kvm::handlers());
     if setup.observation == Observation::Native {
         machine.observe_msrs()?;
     }
-    stop_on_signal(machine.stopper())?;
-    if args.guest.is_none() {
-        stop_in_time(machine.stopper());
-    }
+    let surroundings = surround(args, setup.guest.is_linux(), &machine, &seen)?;
     if let Some(path) = &args.policy {
         let reload = Reload {
             path: path.clone(),
@@ -103,19 +124,18 @@ where
     }
     let start = Instant::now();
     let end = machine.run();
+    let time = start.elapsed();
+    drop(surroundings);
     let stats = args.stats.then(|| Stats {
         exits: machine.exits(),
         instructions: machine.instructions(),
-        time: start.elapsed(),
+        time,
     });
     let throttled = machine.throttled();
-    let Events {
-        tally,
-        mut log,
-        trace: producer,
-    } = machine.into_recorder();
-    drop(producer);
-    log.end();
+    // The trace ends when its producers are gone.
+    drop(machine.into_recorders());
+    let mut seen = lock(&seen);
+    seen.log.end();
     let trace = trace.map(Trace::finish);
     end_console(args, cursor.get())?;
     finish(
@@ -123,7 +143,7 @@ where
         &Report {
             backend: setup.backend,
             end: end?,
-            tally: &tally,
+            tally: &seen.tally,
             throttled,
             stats,
             trace: trace.as_ref(),
@@ -131,8 +151,64 @@ where
     )
 }
 
+/// What goes on around a guest until it is dropped.
+struct Surroundings {
+    _terminal: Option<RawTerminal>,
+    _status: Option<StatusLine>,
+}
+
+/// Lets signals, the clock and the keyboard reach the guest, and the user see how it is.
+fn surround<V, R: Recorder, W>(
+    args: &Args,
+    is_linux: bool,
+    machine: &Machine<V, R, W>,
+    seen: &Arc<Mutex<Seen>>,
+) -> anyhow::Result<Surroundings>
+where
+    V: Vm + Send + Sync + 'static,
+    W: Write + Send + 'static,
+    <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
+{
+    stop_on_signal(machine.stopper())?;
+    if args.guest.is_none() {
+        stop_in_time(machine.stopper());
+    }
+    let mut terminal = None;
+    if is_linux && args.console == Place::On {
+        terminal = RawTerminal::take();
+        if terminal.is_some() {
+            anstream::eprintln!("msrgate: Ctrl-A X ends the guest");
+        }
+        // Somebody else's terminal is left alone.
+        if terminal.is_some() || !io::stdin().is_terminal() {
+            type_input(machine.keyboard(), machine.stopper(), terminal.is_some());
+        }
+    }
+    let status = || StatusLine::start(machine.meter(), Arc::clone(seen));
+    Ok(Surroundings {
+        _terminal: terminal,
+        _status: (args.console != Place::On).then(status),
+    })
+}
+
+/// Where the guest's console goes.
+fn stream(args: &Args) -> anyhow::Result<Box<dyn Write + Send>> {
+    Ok(match &args.console {
+        Place::On if args.json => Box::new(io::stderr()),
+        Place::On => Box::new(io::stdout()),
+        Place::Off => Box::new(io::sink()),
+        Place::File(path) => {
+            let file = File::create(path);
+            Box::new(file.with_context(|| format!("cannot write {}", path.display()))?)
+        }
+    })
+}
+
 /// Leaves the guest's last line, and a blank one between it and the table.
 fn end_console(args: &Args, cursor: Cursor) -> io::Result<()> {
+    if args.console != Place::On {
+        return Ok(());
+    }
     let text = match (args.json, cursor) {
         (_, Cursor::Untouched) | (true, Cursor::NewLine) => return Ok(()),
         (true, Cursor::InLine) => return io::stderr().write_all(b"\n"),
@@ -151,6 +227,9 @@ fn finish(args: &Args, report: &Report<'_>) -> anyhow::Result<Status> {
     }
     if let Some(error) = report::error(&report.end) {
         bail!(error);
+    }
+    if report.end == End::Panic {
+        return Ok(Status::Panicked);
     }
     if args.strict && report.tally.faults != 0 {
         return Ok(Status::Forbidden);

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use msrgate_core::Kick;
+use msrgate_core::{Kick, Vm};
 use msrgate_machine::{Reloader, StopCause, Stopper};
 use msrgate_policy::Compiled;
 use msrgate_trace::Observation;
@@ -24,7 +24,7 @@ use crate::{host, warn};
 const PERIOD: Duration = Duration::from_millis(250);
 
 /// Replaces the policy of a guest from a thread of its own.
-pub(super) struct Reload<K> {
+pub(super) struct Reload<V, K> {
     /// The policy file, as it was given.
     pub(super) path: PathBuf,
     /// It, and what it includes.
@@ -33,7 +33,7 @@ pub(super) struct Reload<K> {
     pub(super) observation: Observation,
     /// Whether to look at them.
     pub(super) watch: bool,
-    pub(super) reloader: Reloader<K>,
+    pub(super) reloader: Reloader<V>,
     pub(super) stopper: Stopper<K>,
 }
 
@@ -43,7 +43,7 @@ pub(super) fn files(compiled: &Compiled) -> BTreeSet<PathBuf> {
     names.map(PathBuf::from).collect()
 }
 
-impl<K: Kick + 'static> Reload<K> {
+impl<V: Vm + Send + Sync + 'static, K: Kick + 'static> Reload<V, K> {
     /// Begins to wait for a reason.
     pub(super) fn start(mut self) -> anyhow::Result<()> {
         let mut signals = Signals::new([SIGHUP]).context("cannot catch SIGHUP")?;

@@ -19,6 +19,7 @@ pub(super) fn stop_on_signal<K: Kick + 'static>(stopper: Stopper<K>) -> anyhow::
         let mut is_first = true;
         for signal in signals.forever() {
             if !is_first {
+                super::terminal::restore();
                 // Fails only for signals that have no default.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }

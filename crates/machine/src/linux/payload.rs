@@ -1,0 +1,66 @@
+//! The kernel inside a bzImage, unpacked on the host: an interpreter would take a second for what takes the host some
+//! hundredths.
+
+use std::io::Read;
+
+use lz4_flex::frame::FrameDecoder;
+use lzma_rust2::XzReader;
+use ruzstd::decoding::StreamingDecoder;
+
+use super::LinuxError;
+
+/// How kernels are packed, by how the packed begins (`Documentation/arch/x86/boot.rst`, payload_offset). Others (bzip2,
+/// LZMA, LZO) unpack themselves in the guest.
+const METHODS: [(&[u8], Method); 4] = [
+    (b"\x02\x21\x4c\x18", Method::Lz4),
+    (b"\x28\xb5\x2f\xfd", Method::Zstd),
+    (b"\xfd7zXZ\0", Method::Xz),
+    (b"\x1f\x8b", Method::Gzip),
+];
+
+/// `zstd -22 --ultra` asks for 128 MiB.
+const ZSTD_WINDOW_BYTES: u64 = 128 << 20;
+const XZ_MEMORY_KIB: u32 = 256 << 10;
+
+#[derive(Clone, Copy, Debug)]
+enum Method {
+    Lz4,
+    Zstd,
+    Xz,
+    Gzip,
+}
+
+/// Unpacks `payload`, to `limit` bytes at the most. `None`: it is packed in a way that is not known here.
+pub(super) fn unpack(payload: &[u8], limit: u64) -> Result<Option<Vec<u8>>, LinuxError> {
+    let Some((_, method)) = METHODS.iter().find(|(magic, _)| payload.starts_with(magic)) else {
+        return Ok(None);
+    };
+    // The length of what is unpacked is behind it; only LZ4's blocks would go on there.
+    let length = payload.len().saturating_sub(4);
+    let packed = &payload[..length];
+    let unpacked = match method {
+        Method::Lz4 => read(FrameDecoder::new(packed), limit),
+        Method::Zstd => match StreamingDecoder::new_with_max_window_size(packed, ZSTD_WINDOW_BYTES)
+        {
+            Ok(decoder) => read(decoder, limit),
+            Err(_) => None,
+        },
+        Method::Xz => read(
+            XzReader::new_mem_limit(payload, false, XZ_MEMORY_KIB),
+            limit,
+        ),
+        Method::Gzip => read(flate2::read::GzDecoder::new(payload), limit),
+    };
+    unpacked.ok_or(LinuxError::Payload).map(Some)
+}
+
+/// All of it; `None` if it is damaged or longer than it may be.
+fn read(mut decoder: impl Read, limit: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    decoder
+        .by_ref()
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    (bytes.len() as u64 <= limit).then_some(bytes)
+}
