@@ -82,6 +82,11 @@ const STEPS: &[Step] = &[
         environment: &[],
     },
     Step {
+        name: "boot",
+        cargo: &["xtask", "boot"],
+        environment: &[],
+    },
+    Step {
         name: "lab",
         cargo: &["xtask", "lab", "--if-installed"],
         environment: &[],

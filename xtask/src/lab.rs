@@ -4,9 +4,9 @@
 //! real KVM ([`Plan`](plan::Plan)) runs in there and reports over a serial line ([`console`]). docs/lab.md says more.
 
 mod console;
-mod image;
+pub(crate) mod image;
 mod job;
-mod kernel;
+pub(crate) mod kernel;
 mod linux;
 mod packages;
 mod plan;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod abi;
+mod boot;
 mod ci;
 mod fuzz;
 mod lab;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Verb {
     /// Compares the structures of kvm-bindings with the machine's <linux/kvm.h>
     Abi,
+    /// Boots Debian's kernels on the embedded KVM, and looks at what they touch
+    Boot(boot::Options),
     /// Everything that CI runs, in CI's order; stops at nothing and counts what failed
     Ci(ci::Options),
     /// Tries a reader of files with bytes that are made up, until it fails or is ended
@@ -40,6 +43,7 @@ enum Verb {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().verb {
         Verb::Abi => abi::run(),
+        Verb::Boot(options) => boot::run(&options),
         Verb::Ci(options) => ci::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Lab(options) => lab::run(&options),

@@ -3,7 +3,7 @@
 use msrgate_core::VmError;
 use msrgate_kvm::{Irqchip, Kvm, KvmVm, OpenError};
 use msrgate_machine::{MemoryError, TrialError, guest_memory, unsuitable_for_linux};
-use msrgate_soft::{SoftVm, SystemConfig};
+use msrgate_soft::{CpuidSource, SoftVm, SystemConfig};
 use vm_memory::GuestMemoryMmap;
 
 /// Memory of the VM on which /dev/kvm is tried.
@@ -35,6 +35,15 @@ impl Backend {
     }
 }
 
+/// Whose processor a guest sees on the embedded KVM; KVM's is the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Processor {
+    /// The host's, with the features that the processor in software has
+    Host,
+    /// The same on every host
+    Fixed,
+}
+
 /// What a guest needs of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -48,22 +57,32 @@ pub(crate) enum Need {
 pub(crate) fn open(
     choice: Choice,
     need: Need,
+    processor: Processor,
     memory: &GuestMemoryMmap,
 ) -> anyhow::Result<(Backend, String)> {
+    let soft = |why| soft(need, processor, memory, why);
     if choice == Choice::Soft {
-        return soft(need, memory, "the embedded KVM, as asked".to_owned());
+        return soft("the embedded KVM, as asked".to_owned());
     }
     match kvm(need, memory) {
         Ok(vm) => Ok((Backend::Kvm(vm), kvm_line().to_owned())),
-        Err(error) if choice == Choice::Auto => {
-            soft(need, memory, format!("the embedded KVM, because {error}"))
-        }
+        Err(error) if choice == Choice::Auto => soft(format!("the embedded KVM, because {error}")),
         Err(error) => Err(error.into()),
     }
 }
 
-fn soft(need: Need, memory: &GuestMemoryMmap, why: String) -> anyhow::Result<(Backend, String)> {
-    let vm = SoftVm::new(memory, SystemConfig::default())?;
+fn soft(
+    need: Need,
+    processor: Processor,
+    memory: &GuestMemoryMmap,
+    why: String,
+) -> anyhow::Result<(Backend, String)> {
+    let mut config = SystemConfig::default();
+    config.cpuid = match processor {
+        Processor::Host => CpuidSource::Host,
+        Processor::Fixed => CpuidSource::Fixed,
+    };
+    let vm = SoftVm::new(memory, config)?;
     if need == Need::Linux {
         vm.create_irqchip()?;
     }

@@ -17,7 +17,7 @@ use msrgate_policy::{
 use serde::Serialize;
 
 use crate::Status;
-use crate::backend::{self, Backend, Choice, Need};
+use crate::backend::{self, Backend, Choice, Need, Processor};
 use crate::output;
 use crate::policy::compile_from;
 
@@ -94,7 +94,12 @@ struct Host {
 
 impl Host {
     fn open(choice: Choice) -> anyhow::Result<Self> {
-        let (backend, _) = backend::open(choice, Need::Bare, &guest_memory(MEMORY_BYTES)?)?;
+        let (backend, _) = backend::open(
+            choice,
+            Need::Bare,
+            Processor::Host,
+            &guest_memory(MEMORY_BYTES)?,
+        )?;
         Ok(Self {
             name: backend.name(),
             choice,
@@ -159,7 +164,7 @@ enum Question {
 
 fn answer(choice: Choice, question: Question) -> anyhow::Result<KvmAnswer> {
     let memory = guest_memory(MEMORY_BYTES)?;
-    match backend::open(choice, Need::Bare, &memory)?.0 {
+    match backend::open(choice, Need::Bare, Processor::Host, &memory)?.0 {
         Backend::Kvm(vm) => ask(Probe::new(vm, &memory)?, question),
         Backend::Soft(vm) => ask(Probe::new(vm, &memory)?, question),
     }

@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use msrgate_core::{Event, Recorder};
 
-use crate::console::{Cursor, SharedCursor};
+use crate::console::{Console, Cursor};
 
 /// Lines in a period; the others are only counted.
 const LINES_LIMIT: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(1);
+/// How long a line waits for the console.
+const SETTLE_LIMIT: Duration = Duration::from_millis(100);
 
 /// Prints the events that are marked.
 #[derive(Debug)]
 pub(crate) struct Log {
     /// The guest's console, where it is on the same screen.
-    cursor: Option<SharedCursor>,
+    console: Option<Console>,
     /// The status line, if there is one.
     status: Option<ProgressBar>,
     period: Instant,
@@ -26,9 +28,9 @@ pub(crate) struct Log {
 
 impl Log {
     /// Leaves the line of the console that is on the same screen, if there is one.
-    pub(crate) fn new(cursor: Option<SharedCursor>) -> Self {
+    pub(crate) fn new(console: Option<Console>) -> Self {
         Self {
-            cursor,
+            console,
             status: None,
             period: Instant::now(),
             lines: 0,
@@ -66,7 +68,11 @@ impl Log {
     }
 
     fn print(&self, line: &str) {
-        let left = self.cursor.as_ref().map(|it| it.replace(Cursor::NewLine));
+        let left = self.console.as_ref().map(|console| {
+            // What the guest said before comes first. If it cannot be written, that is told elsewhere.
+            let _ = console.settle(SETTLE_LIMIT);
+            console.begin_line()
+        });
         let start = if left == Some(Cursor::InLine) {
             "\n"
         } else {

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     }
     let (guest, need) = guest::read(args)?;
     let memory = guest_memory(guest::memory_bytes(args, need))?;
-    let (backend, why) = backend::open(args.backend, need, &memory)?;
+    let (backend, why) = backend::open(args.backend, need, args.processor, &memory)?;
     let name = backend.name();
     let observation = args.observation(&backend)?;
     let policies = policies(args, &options(observation))?;

@@ -13,7 +13,7 @@ use msrgate_machine::{Probe, guest_memory};
 use msrgate_policy::{Surface, SurfaceHost, Window};
 
 use crate::Status;
-use crate::backend::{self, Backend, Choice, Need};
+use crate::backend::{self, Backend, Choice, Need, Processor};
 use crate::output::write_file;
 use sweep::{Prober, Writes, sweep};
 
@@ -40,7 +40,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
-    let (backend, why) = backend::open(args.backend, Need::Bare, &guest_memory(MEMORY_BYTES)?)?;
+    let (backend, why) = backend::open(
+        args.backend,
+        Need::Bare,
+        Processor::Host,
+        &guest_memory(MEMORY_BYTES)?,
+    )?;
     let name = backend.name();
     anstream::eprintln!("msrgate: on {name}: {why}");
     let (choice, ignore_msrs) = match backend {
@@ -97,7 +102,7 @@ fn show(args: &Args, surface: &Surface) -> anyhow::Result<()> {
 
 fn make_probe(choice: Choice) -> anyhow::Result<Box<dyn Prober>> {
     let memory = guest_memory(MEMORY_BYTES)?;
-    let (backend, _) = backend::open(choice, Need::Bare, &memory)?;
+    let (backend, _) = backend::open(choice, Need::Bare, Processor::Host, &memory)?;
     Ok(match backend {
         Backend::Kvm(vm) => Box::new(Probe::new(vm, &memory)?),
         Backend::Soft(vm) => Box::new(Probe::new(vm, &memory)?),

@@ -93,7 +93,7 @@ fn quoted(word: &str) -> String {
 
 /// Files by their path, folders before what is in them.
 #[derive(Default)]
-pub(super) struct Image {
+pub(crate) struct Image {
     entries: BTreeMap<PathBuf, Entry>,
 }
 
@@ -104,7 +104,7 @@ enum Entry {
 
 impl Image {
     /// Busybox, and the folders that an init mounts something on. `scratch` is a file that is written and removed.
-    pub(super) fn with_busybox(scratch: &Path) -> Result<Self> {
+    pub(crate) fn with_busybox(scratch: &Path) -> Result<Self> {
         let mut image = Self::default();
         for folder in ["/proc", "/sys", "/dev", "/tmp", "/root"] {
             image.folder(Path::new(folder));
@@ -122,7 +122,7 @@ impl Image {
     }
 
     /// A file.
-    pub(super) fn add(&mut self, path: impl AsRef<Path>, permissions: u32, bytes: Vec<u8>) {
+    pub(crate) fn add(&mut self, path: impl AsRef<Path>, permissions: u32, bytes: Vec<u8>) {
         let path = path.as_ref();
         self.folder(path.parent().unwrap_or(path));
         self.entries
@@ -175,7 +175,7 @@ impl Image {
     }
 
     /// Writes the archive.
-    pub(super) fn store(self, path: &Path) -> Result<()> {
+    pub(crate) fn store(self, path: &Path) -> Result<()> {
         let file =
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut archive = BufWriter::new(file);

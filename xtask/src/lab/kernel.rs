@@ -11,11 +11,11 @@ use crate::shell;
 
 /// A kernel and its modules.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     /// As `uname -r` says it.
-    pub(super) version: String,
+    pub(crate) version: String,
     /// The bzImage.
-    pub(super) image: PathBuf,
+    pub(crate) image: PathBuf,
     /// `lib/modules/VERSION`.
     modules: PathBuf,
 }
@@ -36,17 +36,32 @@ impl Kernel {
         }
         match Self::present(cache) {
             Some(kernel) => Ok(kernel),
-            None => Self::of_package(&newest_package()?, cache),
+            None => Self::of_package(&newest_package(|_| true)?, cache),
         }
+    }
+
+    /// The newest of a series, such as `6.1`.
+    pub(crate) fn of_series(series: &str, cache: &Path) -> Result<Self> {
+        let wanted = format!("{series}.");
+        let is_wanted = |version: &str| version.starts_with(&wanted);
+        if let Some(kernel) = Self::newest_present(cache, is_wanted) {
+            return Ok(kernel);
+        }
+        Self::of_package(&newest_package(is_wanted)?, cache)
     }
 
     /// The newest that is installed or was downloaded before.
     pub(super) fn present(cache: &Path) -> Option<Self> {
+        Self::newest_present(cache, |_| true)
+    }
+
+    fn newest_present(cache: &Path, is_wanted: impl Fn(&str) -> bool) -> Option<Self> {
         let downloaded = fs::read_dir(cache).into_iter().flatten().flatten();
         let roots = downloaded.map(|entry| entry.path());
         roots
             .chain([PathBuf::from("/")])
             .flat_map(|root| Self::under(&root))
+            .filter(|kernel| is_wanted(&kernel.version))
             .max_by_key(|kernel| numbers(&kernel.version))
     }
 
@@ -163,7 +178,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// The newest kernel for clouds: few drivers, so it starts fast.
-fn newest_package() -> Result<String> {
+fn newest_package(is_wanted: impl Fn(&str) -> bool) -> Result<String> {
     let output = Command::new("apt-cache")
         .args(["pkgnames", "linux-image-"])
         .output()
@@ -171,7 +186,9 @@ fn newest_package() -> Result<String> {
     let names = String::from_utf8_lossy(&output.stdout);
     names
         .lines()
-        .filter_map(|name| Some((numbers(package_version(name)?), name)))
+        .filter_map(|name| Some((package_version(name)?, name)))
+        .filter(|(version, _)| is_wanted(version))
+        .map(|(version, name)| (numbers(version), name))
         .max()
         .map(|(_, name)| name.to_owned())
         .context("apt knows no linux-image-*-cloud-amd64: apt-get update")

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use msrgate_machine::MAX_CPUS;
 
-use crate::backend::Choice;
+use crate::backend::{Choice, Processor};
 
 /// Boot a guest, and show what became of its MSR accesses.
 ///
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Who runs the guest
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     pub(super) backend: Choice,
+    /// Whose processor the guest sees, on soft
+    #[arg(long, value_enum, default_value_t = Processor::Host)]
+    pub(super) processor: Processor,
     /// Processors, for Linux
     #[arg(long, value_name = "N", default_value_t = 1, requires = "guest",
         value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]

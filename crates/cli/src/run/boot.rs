@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use msrgate_core::{Event, Kick, Recorder, Vcpu, Vm};
@@ -17,13 +17,16 @@ use super::args::Place;
 use super::reload::Reload;
 use super::signals::{stop_in_time, stop_on_signal};
 use super::status::Status as StatusLine;
-use super::terminal::{RawTerminal, type_input};
+use super::terminal::{RawTerminal, TypedTo, type_input};
 use crate::Status;
 use crate::console::{Console, Cursor};
 use crate::log::Log;
 use crate::report::{self, Report, Stats};
 use crate::tally::Tally;
 use crate::trace::{Producer, Trace};
+
+/// How long the end waits for who reads the console.
+const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a run is made of, but for the VM.
 pub(super) struct Setup<'a> {
@@ -88,13 +91,12 @@ where
     <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
 {
     let args = setup.args;
-    let console = Console::new(stream(args)?);
-    let cursor = console.cursor();
+    let console = Console::new(stream(args)?).context("cannot start the console's thread")?;
     let one_screen = args.console == Place::On
         && (args.json || (io::stdout().is_terminal() && io::stderr().is_terminal()));
     let seen = Arc::new(Mutex::new(Seen {
         tally: Tally::default(),
-        log: Log::new(one_screen.then(|| console.cursor())),
+        log: Log::new(one_screen.then(|| console.clone())),
     }));
     let (trace, producers) = setup.trace.unzip();
     let mut producers = producers.into_iter().flatten();
@@ -105,12 +107,12 @@ where
         })
         .collect();
     drop(producers);
-    let mut machine = Machine::new(vm, setup.guest, setup.policies, recorders, console)?
+    let mut machine = Machine::new(vm, setup.guest, setup.policies, recorders, console.clone())?
         .with_handlers(msrgate_kvm::handlers());
     if setup.observation == Observation::Native {
         machine.observe_msrs()?;
     }
-    let surroundings = surround(args, setup.guest.is_linux(), &machine, &seen)?;
+    let surroundings = surround(args, setup.guest.is_linux(), &machine, &seen, &console)?;
     if let Some(path) = &args.policy {
         let reload = Reload {
             path: path.clone(),
@@ -137,7 +139,12 @@ where
     let mut seen = lock(&seen);
     seen.log.end();
     let trace = trace.map(Trace::finish);
-    end_console(args, cursor.get())?;
+    if !console.settle(CONSOLE_LIMIT)? {
+        bail!(
+            "nobody reads the guest's console: what it wrote last is lost, and the table not shown"
+        );
+    }
+    end_console(args, console.cursor())?;
     finish(
         args,
         &Report {
@@ -158,18 +165,18 @@ struct Surroundings {
 }
 
 /// Lets signals, the clock and the keyboard reach the guest, and the user see how it is.
-fn surround<V, R: Recorder, W>(
+fn surround<V, R: Recorder>(
     args: &Args,
     is_linux: bool,
-    machine: &Machine<V, R, W>,
+    machine: &Machine<V, R, Console>,
     seen: &Arc<Mutex<Seen>>,
+    console: &Console,
 ) -> anyhow::Result<Surroundings>
 where
     V: Vm + Send + Sync + 'static,
-    W: Write + Send + 'static,
     <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
 {
-    stop_on_signal(machine.stopper())?;
+    stop_on_signal(machine.stopper(), console.clone())?;
     if args.guest.is_none() {
         stop_in_time(machine.stopper());
     }
@@ -181,7 +188,12 @@ where
         }
         // Somebody else's terminal is left alone.
         if terminal.is_some() || !io::stdin().is_terminal() {
-            type_input(machine.keyboard(), machine.stopper(), terminal.is_some());
+            let guest = TypedTo {
+                keyboard: machine.keyboard(),
+                stopper: machine.stopper(),
+                console: console.clone(),
+            };
+            type_input(guest, terminal.is_some());
         }
     }
     let status = || StatusLine::start(machine.meter(), Arc::clone(seen));

@@ -9,11 +9,16 @@ use msrgate_machine::{StopCause, Stopper};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::console::Console;
+
 /// More than enough for the tour on the slowest KVM.
 const TOUR_LIMIT: Duration = Duration::from_secs(60);
 
 /// Ctrl-C ends the guest, so that its table is still printed; a second one ends the program.
-pub(super) fn stop_on_signal<K: Kick + 'static>(stopper: Stopper<K>) -> anyhow::Result<()> {
+pub(super) fn stop_on_signal<K: Kick + 'static>(
+    stopper: Stopper<K>,
+    console: Console,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot catch Ctrl-C")?;
     thread::spawn(move || {
         let mut is_first = true;
@@ -25,6 +30,7 @@ pub(super) fn stop_on_signal<K: Kick + 'static>(stopper: Stopper<K>) -> anyhow::
             }
             is_first = false;
             stopper.stop(StopCause::Interrupt);
+            console.abandon();
         }
     });
     Ok(())

@@ -1,8 +1,8 @@
 //! The terminal as the console of a Linux guest: raw, with Ctrl-A as the key to us; and what is typed, on its way into
 //! the guest.
 
-use std::io::{self, Read, Write};
-use std::sync::{Mutex, PoisonError};
+use std::io::{self, Read};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use rustix::stdio::stdin;
 use rustix::termios::{
     OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr,
 };
+
+use crate::console::Console;
 
 const CTRL_A: u8 = 1;
 /// A guest that does not read is asked again so often.
@@ -55,16 +57,22 @@ pub(super) fn restore() {
     }
 }
 
-fn lock() -> std::sync::MutexGuard<'static, Option<Termios>> {
+fn lock() -> MutexGuard<'static, Option<Termios>> {
     BEFORE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Types what comes from the standard input into the guest, from a thread of its own. `terminal`: Ctrl-A is a key to
+/// Where keys go.
+pub(super) struct TypedTo<V: Vm, K> {
+    pub(super) keyboard: Keyboard<V, Console>,
+    pub(super) stopper: Stopper<K>,
+    pub(super) console: Console,
+}
+
+/// Types what comes from the standard input into the guest, from a thread of its own. `is_terminal`: Ctrl-A is a key to
 /// us.
-pub(super) fn type_input<V, W, K>(keyboard: Keyboard<V, W>, stopper: Stopper<K>, terminal: bool)
+pub(super) fn type_input<V, K>(guest: TypedTo<V, K>, is_terminal: bool)
 where
     V: Vm + Send + Sync + 'static,
-    W: Write + Send + 'static,
     K: Kick + 'static,
 {
     thread::spawn(move || {
@@ -72,25 +80,32 @@ where
         let mut buffer = [0; 256];
         while let Ok(count @ 1..) = io::stdin().read(&mut buffer) {
             let mut typed = buffer[..count].to_vec();
-            if terminal {
+            if is_terminal {
                 typed.retain(|&key| match keys.press(key) {
                     Pressed::Guest => true,
                     Pressed::Nothing => false,
                     Pressed::Quit => {
-                        stopper.stop(StopCause::Interrupt);
+                        guest.stopper.stop(StopCause::Interrupt);
+                        guest.console.abandon();
                         false
                     }
                 });
             }
-            let mut rest = typed.as_slice();
-            while !rest.is_empty() && stopper.cause().is_none() {
-                rest = &rest[keyboard.type_bytes(rest)..];
-                if !rest.is_empty() {
-                    thread::sleep(PATIENCE);
-                }
-            }
+            guest.type_all(&typed);
         }
     });
+}
+
+impl<V: Vm, K: Kick> TypedTo<V, K> {
+    /// As fast as the guest reads, or until it ends.
+    fn type_all(&self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.stopper.cause().is_none() {
+            bytes = &bytes[self.keyboard.type_bytes(bytes)..];
+            if !bytes.is_empty() {
+                thread::sleep(PATIENCE);
+            }
+        }
+    }
 }
 
 /// What the keys before were.
