@@ -5,7 +5,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ fn kernel(code: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn text(path: &PathBuf) -> &str {
+fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
@@ -201,7 +201,7 @@ fn terminate(child: &Child) {
 }
 
 /// Waits until there are events in the file.
-fn wait_for_events(trace: &PathBuf) {
+fn wait_for_events(trace: &Path) {
     let start = Instant::now();
     while events(trace) < 3 {
         assert!(start.elapsed() < Duration::from_secs(60), "no events");
@@ -209,7 +209,7 @@ fn wait_for_events(trace: &PathBuf) {
     }
 }
 
-fn events(trace: &PathBuf) -> usize {
+fn events(trace: &Path) -> usize {
     let output = msrgate(&["export", "--format", "csv", text(trace)]);
     stdout(&output).matches("0x474f4f00").count()
 }
