@@ -10,10 +10,10 @@ use super::gather::Msr;
 
 /// Numbers that belong together: a heading, and the first and the last of them.
 const WINDOWS: [(&str, u32, u32); 4] = [
-    ("Architectural and of the model", 0, 0x1fff),
-    ("Of hypervisors", 0x4000_0000, 0x4fff_ffff),
-    ("Of the 64-bit mode", 0xc000_0000, 0xc000_ffff),
-    ("Of AMD", 0xc001_0000, 0xc001_ffff),
+    ("Architectural and model-specific", 0, 0x1fff),
+    ("Hypervisors", 0x4000_0000, 0x4fff_ffff),
+    ("64-bit mode", 0xc000_0000, 0xc000_ffff),
+    ("AMD", 0xc001_0000, 0xc001_ffff),
 ];
 /// Numbers in a row.
 const ROW: u32 = 16;

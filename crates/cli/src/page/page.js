@@ -192,7 +192,7 @@ function timeline(trace) {
         svg("text", { x: 8, y: floor - 5, class: "dim" }, most ? `highest ${count(most)}` : ""),
         ...bars];
     });
-    const step = nice((view[1] - view[0]) / (width < 600 ? 2 : 5));
+    const step = nice((view[1] - view[0]) / (width < 600 ? 3 : 8));
     for (let at = Math.ceil(view[0] / step) * step, left = 12; at <= view[1] && left; at += step, left--) {
       parts.push(svg("line", { x1: x(at), x2: x(at), y1: height - LANE.axis, y2: height - LANE.axis + 5 }),
         svg("text", { x: x(at), y: height - 8, class: "dim", "text-anchor": "middle" }, time(at, step)));
@@ -315,7 +315,7 @@ function map(trace) {
       return h("a", { class: "cell " + who, href: "#" + rowId(touched), onclick: () => reveal(touched), title: text, "aria-label": text }, ANSWERERS[who].sign);
     }
     const text = [name, hex(row.base + offset), "not touched", says].filter(Boolean).join(", ");
-    return h("span", { class: "cell", title: text }, row.policy[offset] === "x" ? "×" : name ? "·" : "");
+    return h("span", { class: "cell untouched", title: text }, row.policy[offset] === "x" ? "×" : name ? "·" : "");
   };
   const windows = trace.map.map((it) => {
     const range = it.range ? `${hex(it.range[0])} to ${hex(it.range[1])}` : "what is in no other window";
