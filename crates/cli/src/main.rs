@@ -6,6 +6,7 @@
 mod backend;
 mod check;
 mod collect;
+mod completions;
 mod console;
 mod diff;
 mod explain;
@@ -14,6 +15,7 @@ mod host;
 mod import;
 mod learn;
 mod log;
+mod man;
 mod observe;
 mod output;
 mod page;
@@ -33,7 +35,7 @@ use std::io;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Decide what every MSR access of a virtual machine does.
 #[derive(Debug, Parser)]
@@ -61,6 +63,8 @@ enum Command {
     Diff(diff::Args),
     Import(import::Args),
     Schema(schema::Args),
+    Completions(completions::Args),
+    Man(man::Args),
     #[command(hide = true)]
     Collect(collect::Args),
 }
@@ -95,6 +99,8 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Collect(args) => collect::run(&args),
     };
     exit(result)
@@ -110,6 +116,19 @@ fn exit(result: anyhow::Result<Status>) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The command line without what only the program itself uses.
+pub(crate) fn shown_command() -> clap::Command {
+    let whole = Cli::command();
+    let verbs = whole.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let verbs: Vec<clap::Command> = verbs.cloned().collect();
+    clap::Command::new("msrgate")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .after_help(EXIT_STATUS)
+        .subcommand_required(true)
+        .subcommands(verbs)
 }
 
 /// The colour of clap's own "error:".
