@@ -142,9 +142,7 @@ impl Collector {
             outputs: Outputs::create(args, &channel)?,
             channel,
         };
-        if args.stats {
-            collector.channel.promise_report();
-        }
+        collector.channel.promise_report();
         Ok(collector)
     }
 

@@ -203,8 +203,8 @@ impl Channel {
         ))
     }
 
-    /// The VMM is about to exit: where a table is printed at its end, waits until that is done, but no longer than
-    /// `limit`. Other processes do not wait.
+    /// The VMM is about to exit: where a collector has promised so, waits until all is written and shown, but no longer
+    /// than `limit`. Other processes do not wait.
     pub fn leave(&self, limit: Duration) {
         let start = Instant::now();
         let report = self.control.half(layout::REPORT);
@@ -274,20 +274,20 @@ impl Channel {
         monotonic_ns().saturating_sub(self.description.monotonic_ns)
     }
 
-    /// Has a VMM that exits wait for the table.
+    /// Has a VMM that exits wait until [`Channel::report_is_done`].
     pub fn promise_report(&self) {
         self.control
             .half(layout::REPORT)
             .store(report::PROMISED, Ordering::Release);
     }
 
-    /// Whether the VMM waits for the table.
+    /// Whether the VMM waits for that.
     #[must_use]
     pub fn is_left(&self) -> bool {
         self.control.half(layout::REPORT).load(Ordering::Acquire) == report::VMM_LEAVES
     }
 
-    /// The table is printed, or will never be.
+    /// All is written and shown, or will never be.
     pub fn report_is_done(&self) {
         self.control
             .half(layout::REPORT)
@@ -295,7 +295,7 @@ impl Channel {
     }
 }
 
-/// What the word at [`layout::REPORT`] says; at first, that nobody prints a table.
+/// What the word at [`layout::REPORT`] says; at first, that nobody is to be waited for.
 mod report {
     pub(super) const PROMISED: u32 = 1;
     pub(super) const VMM_LEAVES: u32 = 2;
