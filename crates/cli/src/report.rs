@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use msrgate_core::{ExitReason, Outcome, VmExit};
+use msrgate_core::{ExitReason, Outcome, Unimplemented, VmExit};
 use msrgate_machine::{End, StopCause};
 use serde::Serialize;
 
@@ -24,11 +24,17 @@ pub(crate) struct Report<'a> {
 }
 
 /// What `--stats` adds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Stats {
     pub(crate) exits: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) instructions: Option<u64>,
+    /// Those that the backend lacks.
+    #[serde(
+        serialize_with = "unimplemented",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub(crate) unimplemented: Vec<Unimplemented>,
     #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
     pub(crate) time: Duration,
 }
@@ -58,6 +64,16 @@ pub(crate) fn write_table(out: &mut dyn Write, report: &Report<'_>) -> io::Resul
             write!(out, ", {instructions} instructions")?;
         }
         writeln!(out, ", {milliseconds:.1} ms on {}{DIM:#}", report.backend)?;
+        for missing in &stats.unimplemented {
+            let Unimplemented {
+                name, rip, count, ..
+            } = missing;
+            let bytes = hexadecimal_bytes(&missing.bytes);
+            writeln!(
+                out,
+                "{DIM}#UD {count} times: this backend has no {name} ({bytes}), first at RIP {rip:#x}{DIM:#}"
+            )?;
+        }
     }
     Ok(())
 }
@@ -232,7 +248,7 @@ pub(crate) fn write_json(out: &mut dyn Write, report: &Report<'_>) -> anyhow::Re
         events: report.tally.events().iter().map(JsonEvent::of).collect(),
         events_dropped: report.tally.events_dropped,
         throttled: report.throttled,
-        stats: report.stats,
+        stats: report.stats.as_ref(),
         trace: report.trace,
     };
     output::write_json(out, &json)
@@ -248,7 +264,7 @@ struct Json<'a> {
     events_dropped: u64,
     throttled: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    stats: Option<Stats>,
+    stats: Option<&'a Stats>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trace: Option<&'a TraceEnd>,
 }
@@ -354,6 +370,25 @@ impl JsonEvent {
 
 fn hexadecimal(value: u64) -> String {
     format!("{value:#x}")
+}
+
+fn hexadecimal_bytes(bytes: &[u8]) -> String {
+    let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(" ")
+}
+
+fn unimplemented<S: serde::Serializer>(
+    missing: &[Unimplemented],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(missing.iter().map(|it| {
+        serde_json::json!({
+            "name": it.name,
+            "bytes": hexadecimal_bytes(&it.bytes),
+            "rip": hexadecimal(it.rip),
+            "count": it.count,
+        })
+    }))
 }
 
 fn nanoseconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -323,3 +323,40 @@ fn ctrl_a_x_ends_the_guest_and_the_terminal_is_as_before() {
     assert_eq!(all.matches(&before).count(), 2, "{all}");
     child.wait().expect("a child");
 }
+
+/// `cargo xtask lab` makes the Linux and runs this on kvm-amd.
+#[test]
+fn debians_kernel_comes_to_user_space_on_kvm_with_all_processors() {
+    let Some(folder) = std::env::var_os("MSRGATE_LINUX").map(PathBuf::from) else {
+        support::say("SKIP(linux): MSRGATE_LINUX names no folder with a kernel");
+        return;
+    };
+    for cpus in ["1", "2"] {
+        let output = command(&["run", "--backend", "kvm", "--cpus", cpus])
+            .args(["--initrd", text(&folder.join("initramfs"))])
+            .args(["--append", "console=ttyS0 panic=-1"])
+            .arg(folder.join("vmlinuz"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("msrgate runs");
+        let said = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{said}{}", stderr(&output));
+        assert!(said.contains("guest: end"), "{said}");
+        let processors = said.matches("state: processor").count();
+        assert_eq!(processors.to_string(), cpus, "{said}");
+    }
+}
+
+#[test]
+fn instruction_that_the_processor_lacks_is_named() {
+    // vaddps ymm0, ymm0, ymm0, without an IDT
+    let guest = file("avx", &kernel(b"\xc5\xfc\x58\xc0"));
+    let output = command(&["run", "--backend", "soft", "--stats", text(&guest)])
+        .stdin(Stdio::null())
+        .output()
+        .expect("msrgate runs");
+    assert_eq!(output.status.code(), Some(2));
+    let said = stdout(&output);
+    assert!(said.contains("#UD 1 times: this backend has no "), "{said}");
+    assert!(said.contains("first at RIP 0x400200"), "{said}");
+}

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use msrgate_core::{MsrHandler, Recorder, Vcpu, VcpuId, Vm, VmError};
+use msrgate_core::{MsrHandler, Recorder, Unimplemented, Vcpu, VcpuId, Vm, VmError};
 
 use crate::board::Board;
 use crate::end::{End, MachineError, StopCause, Stopper};
@@ -131,6 +131,22 @@ where
     /// Instructions of the guest, where the backend counts them.
     pub fn instructions(&self) -> Option<u64> {
         self.processors.iter().map(|it| it.vcpu.retired()).sum()
+    }
+
+    /// Instructions that the guest ran and the backend does not have, each as often as by all vCPUs.
+    pub fn unimplemented(&self) -> Vec<Unimplemented> {
+        let mut all: Vec<Unimplemented> = Vec::new();
+        for met in self
+            .processors
+            .iter()
+            .flat_map(|it| it.vcpu.unimplemented())
+        {
+            match all.iter_mut().find(|it| it.bytes == met.bytes) {
+                Some(same) => same.count = same.count.saturating_add(met.count),
+                None => all.push(met),
+            }
+        }
+        all
     }
 
     /// Gives back where the events of each vCPU went.

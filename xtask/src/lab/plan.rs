@@ -171,6 +171,13 @@ const PLANS: &[Plan] = &[
     // KVM's tracepoint: the rest of it is the embedded KVM's.
     Plan::Cargo(CargoTest::new("msrgate", "collect").only(&["kvm"]).amd()),
     Plan::Cargo(
+        CargoTest::new("msrgate", "run_linux")
+            .only(&["debians_kernel"])
+            .with_linux()
+            .limit_s(200)
+            .amd(),
+    ),
+    Plan::Cargo(
         CargoTest::new("msrgate", "linux")
             .with_linux()
             .limit_s(400)

@@ -131,6 +131,7 @@ where
     let stats = args.stats.then(|| Stats {
         exits: machine.exits(),
         instructions: machine.instructions(),
+        unimplemented: machine.unimplemented(),
         time,
     });
     let throttled = machine.throttled();
