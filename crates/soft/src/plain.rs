@@ -56,6 +56,7 @@ plain! {
     u16 = 2;
     u32 = 4;
     u64 = 8;
+    u128 = 16;
     kvm_clock_data = 48;
     kvm_cpuid_entry2 = 40;
     kvm_debug_exit_arch = 32;

@@ -64,7 +64,7 @@ impl SharedBytes {
         true
     }
 
-    /// Loads `N` bytes in as few accesses as there can be: one for 1, 2, 4 and 8.
+    /// Loads `N` bytes in as few accesses as there can be: one for 1, 2, 4, 8 and 16.
     #[inline(always)]
     pub(crate) fn load_array<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = [0; N];
@@ -73,6 +73,7 @@ impl SharedBytes {
             2 => bytes.copy_from_slice(&self.load::<u16>(offset)?.to_ne_bytes()),
             4 => bytes.copy_from_slice(&self.load::<u32>(offset)?.to_ne_bytes()),
             8 => bytes.copy_from_slice(&self.load::<u64>(offset)?.to_ne_bytes()),
+            16 => bytes.copy_from_slice(&self.load::<u128>(offset)?.to_ne_bytes()),
             _ => return self.load_bytes(offset, &mut bytes).then_some(bytes),
         }
         Some(bytes)
@@ -86,6 +87,7 @@ impl SharedBytes {
             2 => self.store(offset, u16::from_ne_bytes(head(&bytes))),
             4 => self.store(offset, u32::from_ne_bytes(head(&bytes))),
             8 => self.store(offset, u64::from_ne_bytes(head(&bytes))),
+            16 => self.store(offset, u128::from_ne_bytes(head(&bytes))),
             _ => self.store_bytes(offset, &bytes),
         }
     }
