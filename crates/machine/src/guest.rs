@@ -3,7 +3,7 @@
 use msrgate_core::{Vcpu, VmError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
-use crate::linux::{Boot, LinuxError};
+use crate::linux::{self, Boot, LinuxError};
 use crate::long_mode::{self, Selectors};
 use crate::program::{self, Program};
 use crate::real_mode::{self, FLAT_BASE};
@@ -97,6 +97,17 @@ impl Guest {
                     .map_err(LoadError::Memory)
             }
             Program::Linux(kernel) => kernel.load(memory, &self.boot),
+        }
+    }
+
+    /// Does to each vCPU what the guest expects of firmware.
+    ///
+    /// # Errors
+    /// The backend refuses it.
+    pub(crate) fn prepare(&self, vcpu: &mut impl Vcpu) -> Result<(), VmError> {
+        match &self.program {
+            Program::Linux(_) => linux::prepare(vcpu),
+            Program::Elf { .. } | Program::Flat { .. } => Ok(()),
         }
     }
 

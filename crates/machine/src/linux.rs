@@ -11,7 +11,7 @@ mod pvh;
 mod zero_page;
 
 use linux_loader::loader::bootparam::setup_header;
-use msrgate_core::{Registers, SystemRegisters};
+use msrgate_core::{MsrIndex, Registers, SystemRegisters, Vcpu, VmError};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use self::layout::{ACPI, BOOT_INFO, COMMAND_LINE, COMMAND_LINE_LIMIT, HIGH};
@@ -223,6 +223,17 @@ impl Kernel {
         }
         Ok(format!("{line}\0"))
     }
+}
+
+/// Fast strings on, as firmware leaves them. On a processor of Intel's, Linux without them takes ERMS for absent, but not
+/// FSRM, and its memmove() then runs over (seen in 6.1).
+pub(crate) fn prepare(vcpu: &mut impl Vcpu) -> Result<(), VmError> {
+    const MISC_ENABLE: MsrIndex = MsrIndex(0x1a0);
+    const FAST_STRING: u64 = 1 << 0;
+    if let Some(value) = vcpu.get_msr(MISC_ENABLE)? {
+        vcpu.set_msr(MISC_ENABLE, value | FAST_STRING)?;
+    }
+    Ok(())
 }
 
 /// The header as far as the file has it; it says itself how long it is.

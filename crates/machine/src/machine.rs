@@ -47,6 +47,7 @@ where
         let mut processors = Vec::new();
         for (id, recorder) in (0..).zip(recorders) {
             let mut vcpu = vm.create_vcpu(id)?;
+            guest.prepare(&mut vcpu)?;
             if id == 0 {
                 guest.start(&mut vcpu)?;
             }
