@@ -140,7 +140,8 @@ const ROWS: &[Row] = &[
     row(0x0000_011e, 0x0000_011e, Same,      Same),      // BBL_CR_CTL3
     row(0x0000_0122, 0x0000_0122, OFFERED,   OFFERED),   // IA32_TSX_CTRL
     row(0x0000_0140, 0x0000_0140, Same,      Same),      // MISC_FEATURES_ENABLES
-    row(0x0000_0174, 0x0000_0176, Same,      Same),      // IA32_SYSENTER_CS, _ESP, _EIP
+    row(0x0000_0174, 0x0000_0174, Same,      Same),      // IA32_SYSENTER_CS
+    row(0x0000_0175, 0x0000_0176, Same,      Nearly("takes what is no canonical address, which Intel's processors refuse")), // IA32_SYSENTER_ESP, _EIP
     row(0x0000_0179, 0x0000_0179, Same,      Unknown),   // IA32_MCG_CAP
     row(0x0000_017a, 0x0000_017a, Same,      Same),      // IA32_MCG_STATUS
     row(0x0000_017b, 0x0000_017b, OFFERED,   OFFERED),   // IA32_MCG_CTL
