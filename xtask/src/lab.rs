@@ -13,7 +13,7 @@ mod plan;
 mod platform;
 mod summary;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::shell;
 use console::{End, Ended};
@@ -85,11 +86,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     packages?;
-    let kernel = Kernel::find(options.kernel.as_deref(), &kernels)?;
     let inside = folder.join("linux");
+    let lock = folder.join("lock");
     let folder = folder.join(platform.name());
     fs::create_dir_all(&folder).context("cannot make the lab's folder")?;
+    // The other platform's lab may be getting the same things ready.
+    let lock = File::create(lock).context("cannot write in the lab's folder")?;
+    flock(&lock, FlockOperation::LockExclusive).context("cannot lock the lab's folder")?;
+    let kernel = Kernel::find(options.kernel.as_deref(), &kernels)?;
     let jobs = job::build(&plans, platform, &kernel, &inside)?;
+    drop(lock);
 
     println!("lab: {}, Linux {}", platform.title(), kernel.version);
     let mut lab = Lab {

@@ -262,8 +262,11 @@ fn client(manifest: &Path, name: &str) -> Result<PathBuf> {
     let scratch = shell::target_dir().join("tmp");
     fs::create_dir_all(&scratch).context("cannot make cargo's folder for tests")?;
     let program = scratch.join(format!("preload-{name}"));
+    // Somebody may read the old one just now.
+    let new = program.with_extension("new");
     let mut cc = Command::new("cc");
-    cc.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
+    cc.args(["-O1", "-pthread", "-o"]).arg(&new).arg(source);
     shell::run(&mut cc)?;
+    fs::rename(&new, &program).context("cannot rename what cc wrote")?;
     Ok(program)
 }

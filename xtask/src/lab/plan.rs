@@ -125,11 +125,7 @@ const PLANS: &[Plan] = &[
             .limit_s(180)
             .amd(),
     ),
-    Plan::Cargo(
-        CargoTest::new("msrgate-tests", "policies")
-            .only(&["kvm"])
-            .amd(),
-    ),
+    Plan::Cargo(CargoTest::new("msrgate-tests", "policies").only(&["kvm"])),
     // TCG does passed-through writes differently from a processor: SYSENTER's are not cut, no address faults.
     Plan::Cargo(
         CargoTest::new("msrgate-tests", "explain")
@@ -145,7 +141,8 @@ const PLANS: &[Plan] = &[
     ),
     Plan::Cargo(
         CargoTest::new("msrgate-tests", "explain")
-            .only(&["kvm::denied_deadline"])
+            .only(&["kvm::denied_deadline", "kvm::host_path"])
+            .limit_s(180)
             .intel(),
     ),
     Plan::Cargo(
@@ -163,13 +160,9 @@ const PLANS: &[Plan] = &[
     Plan::Cargo(CargoTest::new("msrgate", "surface").limit_s(180).amd()),
     Plan::Cargo(CargoTest::new("msrgate", "trace").amd()),
     Plan::Cargo(CargoTest::new("msrgate", "observation").amd()),
-    Plan::Cargo(
-        CargoTest::new("msrgate-preload", "policy")
-            .with_client("vmm")
-            .amd(),
-    ),
+    Plan::Cargo(CargoTest::new("msrgate-preload", "policy").with_client("vmm")),
     // KVM's tracepoint: the rest of it is the embedded KVM's.
-    Plan::Cargo(CargoTest::new("msrgate", "collect").only(&["kvm"]).amd()),
+    Plan::Cargo(CargoTest::new("msrgate", "collect").only(&["kvm"])),
     Plan::Cargo(
         CargoTest::new("msrgate", "run_linux")
             .only(&["debians_kernel"])
