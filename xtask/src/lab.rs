@@ -216,7 +216,12 @@ fn report(job: &Job, ended: &Ended, total: &mut Summary, failed: &mut Vec<String
     total.add(&summary);
     let seconds = Duration::from_millis(ended.milliseconds).as_secs_f64();
     match job.judge(ended.status, &summary) {
-        Ok(()) => println!("pass  {summary}, {seconds:.1} s"),
+        Ok(()) => {
+            println!("pass  {summary}, {seconds:.1} s");
+            for line in ended.output.lines().filter(|line| line.contains("FLAKE")) {
+                println!("    | {line}");
+            }
+        }
         Err(why) => {
             println!("FAIL  {why}; {summary}, {seconds:.1} s");
             let lines: Vec<_> = ended.output.lines().collect();

@@ -66,13 +66,13 @@ impl Linux {
         words.map(str::to_owned).into()
     }
 
-    /// Boots it without msrgate.
-    pub(crate) fn boot(&self) -> Boot {
-        self.boot_in(&[], 1)
+    /// Boots it with QEMU's words behind `wrapper`'s, which may be none.
+    pub(crate) fn boot(&self, wrapper: &[&str], cpus: u32) -> Boot {
+        retried(|| self.boot_once(wrapper, cpus), |boot| boot)
     }
 
-    /// Boots it with QEMU's words behind `wrapper`'s.
-    pub(crate) fn boot_in(&self, wrapper: &[&str], cpus: u32) -> Boot {
+    /// The same, for who [retries](retried) more than the boot.
+    pub(crate) fn boot_once(&self, wrapper: &[&str], cpus: u32) -> Boot {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let console = output(&format!("linux-{number}.console"));
@@ -90,6 +90,23 @@ impl Linux {
     pub(crate) fn file(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
+}
+
+/// Emulated hardware has been seen to stop for ever: what did not end in time is done once more, and said to be.
+pub(crate) fn retried<T>(attempt: impl Fn() -> T, boot: impl Fn(&T) -> &Boot) -> T {
+    let first = attempt();
+    let Boot {
+        status, console, ..
+    } = boot(&first);
+    if status.is_some() {
+        return first;
+    }
+    let last = console.lines().next_back().unwrap_or_default().trim_end();
+    let seconds = LIMIT.as_secs();
+    say(&format!(
+        "FLAKE: no end after {seconds} s, at {last:?}; one more try"
+    ));
+    attempt()
 }
 
 impl Running {

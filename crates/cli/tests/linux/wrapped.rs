@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use msrgate_core::{Access, MsrIndex, VcpuId};
 use msrgate_policy::{HostPath, host_path};
 
-use crate::boot::{Boot, Linux};
+use crate::boot::{Boot, Linux, retried};
 use crate::support::{file, msrgate, stderr};
 use crate::traced;
 use crate::tracepoint::{self, Accesses};
@@ -35,7 +35,8 @@ fn watched(linux: &Linux) -> &'static Watched {
         let trace = traced::output("linux-filter.msrtrace");
         let path = trace.display().to_string();
         let words = wrap(&["--observe", "filter", "--trace", &path]);
-        let (boot, left_to_kvm) = tracepoint::watch(|| linux.boot_in(&words, 1));
+        let attempt = || tracepoint::watch(|| linux.boot_once(&words, 1));
+        let (boot, left_to_kvm) = retried(attempt, |(boot, _)| boot);
         Watched {
             boot,
             trace,
@@ -104,7 +105,7 @@ fn it_boots_the_same_with_what_was_learned_from_it() {
     let policy = traced::output("linux-learned.toml").display().to_string();
     let learned = msrgate(&["learn", &trace, "-o", &policy]);
     assert_eq!(learned.status.code(), Some(0), "{}", stderr(&learned));
-    let boot = linux.boot_in(&wrap(&["--policy", &policy]), 1);
+    let boot = linux.boot(&wrap(&["--policy", &policy]), 1);
     boot.is_whole();
     console::assert_same(&alone(&linux).boot.console, &boot.console);
 }
@@ -125,7 +126,7 @@ msr = 'IA32_PAT'
 write = 'fault'
 ";
     let policy = file("linux-denied.toml", text.as_bytes());
-    let boot = linux.boot_in(&wrap(&["--policy", &policy.display().to_string()]), 1);
+    let boot = linux.boot(&wrap(&["--policy", &policy.display().to_string()]), 1);
     boot.is_whole();
     let fault = "unchecked MSR access error: WRMSR to 0x277 ";
     assert!(boot.console.contains(fault), "{}", boot.console);
@@ -144,7 +145,7 @@ fn watched_by_the_tracepoint_it_is_the_same_and_nothing_is_missed() {
     let trace = traced::output("linux-tracepoint.msrtrace");
     let path = trace.display().to_string();
     let watch = ["--observe", "tracepoint", "--trace", &path];
-    let boot = linux.boot_in(&wrap(&watch), 1);
+    let boot = linux.boot(&wrap(&watch), 1);
     boot.is_whole();
     let Alone { boot: first, seen } = alone(&linux);
     console::assert_same(&first.console, &boot.console);
@@ -169,7 +170,7 @@ fn two_vcpus_are_watched_apart() {
     };
     let path = traced::output("linux-two.msrtrace");
     let trace = path.display().to_string();
-    let boot = linux.boot_in(&wrap(&["--observe", "filter", "--trace", &trace]), 2);
+    let boot = linux.boot(&wrap(&["--observe", "filter", "--trace", &trace]), 2);
     boot.is_whole();
     assert_eq!(boot.said("state: processor"), [": 0", ": 1"]);
     let trace = read_trace(&path);
