@@ -108,8 +108,15 @@ function searchable(rows, what, made, text, choices) {
     status.textContent = `${count(found.length)} of ${some(rows.length, what)}`;
   }
 
+  // Searches for nothing, and draws all rows.
+  function reset() {
+    [field.value, choice.value] = ["", 0];
+    draw();
+    made.show(rows, true);
+  }
+
   draw();
-  return h("div", {}, h("div", { class: "bar" }, field, choice, status), made.element);
+  return { element: h("div", {}, h("div", { class: "bar" }, field, choice, status), made.element), reset };
 }
 
 // ---- What ran
@@ -121,7 +128,7 @@ function overview(trace) {
     ["left the guest", trace.left], ["#GP", of.gp], ["lost", trace.lost]];
   const facts = [["Trace", trace.name], ["Began", new Date(trace.start_ms).toISOString().replace("T", " ").replace("Z", " UTC")], ...trace.facts];
   return h("section", { "aria-label": "What ran" },
-    trace.is_torn || trace.lost || trace.hidden ? h("p", { class: "note" }, "Not everything is on this page; the summary says what is missing.") : null,
+    trace.gaps.map((sentence) => h("p", { class: "note" }, sentence)),
     h("ul", { class: "tiles" }, tiles.map(([label, number]) => h("li", {}, h("b", {}, count(number)), label))),
     trace.summary.map((sentence) => h("p", {}, sentence)),
     h("dl", { class: "facts" }, facts.map(([label, value]) => [h("dt", {}, label), h("dd", { class: label === "Command" ? "code" : null }, value)])));
@@ -367,13 +374,14 @@ function msrTable(trace) {
     { label: "First at", key: (row) => row.first_ns, cell: (row) => time(row.first_ns), code: true },
   ];
   const made = table("Each MSR that was touched", columns, trace.msrs, { id: "msrs", rowAttributes: (row) => ({ id: rowId(row) }), sort: 1 });
-  reveal = (row) => {
-    if (!document.getElementById(rowId(row))) made.show(trace.msrs, true);
-  };
   const text = (row) => [row.name, row.meaning, hex(row.index), row.first, row.last, answersText(row), row.rip, row.symbol, ...rules.get(row)].join(" ");
   const by = (who) => (row) => row.answers.some((answer) => answerer(answer[1]) === who);
   const choices = [["All MSRs", () => true], ...Object.entries(ANSWERERS).map(([who, { word }]) => [word, by(who)]), ["written", (row) => row.writes > 0], ["without a name", (row) => !row.name]];
-  return section("msrs-heading", "MSRs", searchable(trace.msrs, "MSR", made, text, choices));
+  const search = searchable(trace.msrs, "MSR", made, text, choices);
+  reveal = (row) => {
+    if (!document.getElementById(rowId(row))) search.reset();
+  };
+  return section("msrs-heading", "MSRs", search.element);
 }
 
 // ---- Anomalies, policies, comparison
@@ -417,7 +425,7 @@ function comparison([a, b]) {
   const only = (which) => rows.filter((row) => row.kinds.includes(which)).length;
   return section("comparison-heading", "Comparison", h("p", {}, "A is ", h("code", {}, a.name), ", B is ", h("code", {}, b.name), "."),
     h("p", {}, `${some(only("only in A"), "MSR")} only in A, ${count(only("only in B"))} only in B, ${count(only("outcome"))} with another outcome, ${count(rows.filter((row) => !row.kinds.length).length)} alike.`),
-    searchable(rows, "MSR", made, text, choices));
+    searchable(rows, "MSR", made, text, choices).element);
 }
 
 function differences([a, b]) {

@@ -17,7 +17,7 @@ const STORM: u64 = 1000;
 const MOST_ITEMS: usize = 100;
 
 /// A few sentences.
-pub(super) fn summary(header: &Header, summary: &Summary, gathered: &Gathered) -> Vec<String> {
+pub(super) fn summary(header: &Header, gathered: &Gathered) -> Vec<String> {
     let facts = &header.facts;
     let mut sentences = vec![accesses(facts, gathered)];
     if gathered.events != 0 {
@@ -40,7 +40,6 @@ pub(super) fn summary(header: &Header, summary: &Summary, gathered: &Gathered) -
         }
     };
     sentences.push(seen.to_owned());
-    sentences.extend(gaps(summary, gathered));
     sentences
 }
 
@@ -96,8 +95,8 @@ fn answerers(gathered: &Gathered) -> String {
     format!("Of these, {}.", parts.join(", "))
 }
 
-/// What is not there.
-fn gaps(summary: &Summary, gathered: &Gathered) -> Vec<String> {
+/// What is not on the page: a sentence each.
+pub(super) fn gaps(summary: &Summary, gathered: &Gathered) -> Vec<String> {
     let mut sentences = Vec::new();
     if summary.is_torn {
         sentences.push(
@@ -269,7 +268,37 @@ fn share(count: u64, all: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use msrgate_core::{Event, MsrIndex, Timed, VcpuId};
+
+    use super::super::gather::Limits;
     use super::*;
+
+    #[test]
+    fn storm_is_a_thousand_accesses_in_a_tenth_of_a_second() {
+        let titles = |count: u64, apart_ns: u64| {
+            let mut gathered = Gathered::new(&Limits::for_traces(1));
+            for number in 0..count {
+                gathered.add(&Timed {
+                    time_ns: number * apart_ns,
+                    event: Event {
+                        vcpu: VcpuId(0),
+                        index: MsrIndex(0x10),
+                        access: Access::Read,
+                        reason: ExitReason::NONE,
+                        rip: None,
+                        value: 0,
+                        outcome: Outcome::Native,
+                        log: false,
+                    },
+                });
+            }
+            let found = anomalies(&gathered, &Symbols::default());
+            found.iter().map(|it| it.title).collect::<Vec<_>>()
+        };
+        assert_eq!(titles(STORM, 100_000), ["Storms"]);
+        assert!(titles(STORM - 1, 1).is_empty());
+        assert!(titles(3 * STORM, 110_000).is_empty());
+    }
 
     #[test]
     fn numbers_are_as_people_write_them() {
