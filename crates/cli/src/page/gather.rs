@@ -31,7 +31,7 @@ impl Limits {
         Self {
             msrs: 2048 / count,
             answers: 6144 / count,
-            accesses: 5000 / count,
+            accesses: 10_000 / count,
             rules: 2048 / count,
             policy_bytes: (64 << 10) / count,
         }
