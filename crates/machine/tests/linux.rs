@@ -181,6 +181,13 @@ fn elf_with_a_pvh_note_starts_in_protected_mode_with_its_start_info() {
 }
 
 #[test]
+fn fast_strings_are_on_as_firmware_leaves_them() {
+    // mov ecx, 0x1a0; rdmsr; and al, 1; out 0xf4, al: IA32_MISC_ENABLE
+    let code = b"\xb9\xa0\x01\0\0\x0f\x32\x24\x01\xe6\xf4";
+    assert_eq!(run(&kernel(code), Boot::default()).0, End::Exit { code: 1 });
+}
+
+#[test]
 fn power_off_reset_and_panic_are_told_apart() {
     // mov dx, 0x604; mov al, 0x34; out dx, al: SLP_EN with the DSDT's type
     let (end, _) = run(&kernel(b"\x66\xba\x04\x06\xb0\x34\xee"), Boot::default());
