@@ -3,17 +3,17 @@
 //! Each row is one access of the guest to IA32_SYSENTER_CS and the four exits that its VMM sees anyway, on the real
 //! KVM where there is one, else on the embedded one. Rows are measured side by side in one run.
 
+#[path = "../tests/support/channel.rs"]
+mod channel;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use msrgate_trace::channel::{Channel, Rings};
-use msrgate_trace::{Facts, Observation, PolicySource};
-use rustix::io::{FdFlags, fcntl_setfd};
+use msrgate_trace::Observation;
+use msrgate_trace::channel::Rings;
 
 /// IA32_SYSENTER_CS.
 const INDEX: &str = "174";
@@ -80,24 +80,13 @@ fn timed(command: &mut Command, kvm: &str, how: How) -> Duration {
     }
     let channel = match how {
         How::Under(policy, observation) => {
-            let facts = Facts {
-                observation: Some(observation),
-                policies: vec![PolicySource {
-                    name: "policy.toml".to_owned(),
-                    text: policy.to_owned(),
-                }],
-                ..Facts::default()
-            };
             // Events of an observation go into a ring, which nobody empties here: dropping costs less, so it is
             // large enough for what a sample records only at first. Recording is measured by the trace's own bench.
             let rings = match observation {
                 Observation::Filter => Rings::Wanted,
                 _ => Rings::NotWanted,
             };
-            let channel = Channel::create(&facts, rings).expect("a channel");
-            fcntl_setfd(channel.file(), FdFlags::empty()).expect("the descriptor is open");
-            command.env("MSRGATE_CHANNEL", channel.file().as_raw_fd().to_string());
-            Some(channel)
+            Some(channel::give(command, policy, observation, rings))
         }
         _ => None,
     };

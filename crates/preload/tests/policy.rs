@@ -3,17 +3,17 @@
 //! What it prints is compared with facts about KVM and about the policy; where the policy has no say, with what it
 //! prints without us on the same KVM.
 
+#[path = "support/channel.rs"]
+mod channel;
 mod support;
 
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use msrgate_core::{Access, Outcome};
+use msrgate_trace::Observation;
 use msrgate_trace::channel::{Channel, Rings};
-use msrgate_trace::{Facts, Observation, PolicySource};
-use rustix::io::{FdFlags, fcntl_setfd};
 
 const POLICY: &str = r#"
 version = 1
@@ -83,18 +83,8 @@ impl Run {
 
 /// The VMM under a policy; `None` where there is no compiler.
 fn wrapped(kvm: Kvm, policy: &str, observation: Observation, words: &[&str]) -> Option<Run> {
-    let facts = Facts {
-        observation: Some(observation),
-        policies: vec![PolicySource {
-            name: "policy.toml".to_owned(),
-            text: policy.to_owned(),
-        }],
-        ..Facts::default()
-    };
-    let channel = Channel::create(&facts, Rings::Wanted).expect("a channel");
-    fcntl_setfd(channel.file(), FdFlags::empty()).expect("the descriptor is open");
     let mut command = command(kvm, words)?;
-    command.env("MSRGATE_CHANNEL", channel.file().as_raw_fd().to_string());
+    let channel = channel::give(&mut command, policy, observation, Rings::Wanted);
     let run = Run {
         output: command.output().expect("the VMM can be started"),
         channel: Some(channel),
@@ -470,19 +460,10 @@ fn child_after_fork_cannot_use_its_parents_vm() {
 
 #[test]
 fn seccomp_filter_that_the_gate_could_not_live_under_ends_the_program_at_once() {
-    let mut channel = None;
-    let mut locked = |words: &[&str]| {
-        let facts = Facts {
-            policies: vec![PolicySource {
-                name: "policy.toml".to_owned(),
-                text: POLICY.to_owned(),
-            }],
-            ..Facts::default()
-        };
-        let channel = channel.insert(Channel::create(&facts, Rings::NotWanted).expect("a channel"));
-        fcntl_setfd(channel.file(), FdFlags::empty()).expect("the descriptor is open");
+    let locked = |words: &[&str]| {
         let mut command = command(Kvm::Real, words)?;
-        command.env("MSRGATE_CHANNEL", channel.file().as_raw_fd().to_string());
+        let observation = Observation::Deflected;
+        let _channel = channel::give(&mut command, POLICY, observation, Rings::NotWanted);
         Some(Run {
             output: command.output().expect("the VMM can be started"),
             channel: None,
