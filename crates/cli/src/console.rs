@@ -201,6 +201,7 @@ mod tests {
         let (sender, _receiver) = mpsc::sync_channel(0);
         let mut console = Console::new(Pipe(sender)).expect("a thread");
         let other = console.clone();
+        console.write_all(b"x").expect("room");
         let writer = thread::spawn(move || {
             for _ in 0..10 * LIMIT_BYTES {
                 console.write_all(b"x").expect("the reader is there");
