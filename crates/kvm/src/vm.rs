@@ -68,8 +68,9 @@ impl KvmVm {
         }
         if irqchip == Irqchip::Kernel {
             create_irqchip(&vm)?;
+            set_feature(&mut cpuid, HYPERVISOR);
             if vm.check_extension_raw(KVM_CAP_TSC_DEADLINE_TIMER.into()) > 0 {
-                set_tsc_deadline(&mut cpuid);
+                set_feature(&mut cpuid, TSC_DEADLINE);
             }
         }
         let shared = Arc::new(Shared {
@@ -140,11 +141,16 @@ fn create_irqchip(vm: &VmFd) -> Result<(), VmError> {
     vm.create_pit2(pit).map_err(refused("KVM_CREATE_PIT2"))
 }
 
-/// The timer is the kernel's local APIC's, so `KVM_GET_SUPPORTED_CPUID` leaves it out (CPUID.1:ECX bit 24).
-fn set_tsc_deadline(cpuid: &mut CpuId) {
+/// What `KVM_GET_SUPPORTED_CPUID` leaves to the VMM, in CPUID.1:ECX: that there is a hypervisor, without which no guest
+/// looks for KVM's clock.
+const HYPERVISOR: u32 = 1 << 31;
+/// Likewise: the timer is the kernel's local APIC's.
+const TSC_DEADLINE: u32 = 1 << 24;
+
+fn set_feature(cpuid: &mut CpuId, bit: u32) {
     let mut leaves = cpuid.as_mut_slice().iter_mut();
     if let Some(leaf) = leaves.find(|leaf| leaf.function == 1) {
-        leaf.ecx |= 1 << 24;
+        leaf.ecx |= bit;
     }
 }
 
