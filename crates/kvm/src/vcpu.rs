@@ -77,7 +77,13 @@ impl KvmVcpu {
     fn enter(&mut self) -> Result<VmExit, RunError> {
         self.string = None;
         self.doorbell.enter();
-        let answer = self.doorbell.page.run(&self.fd);
+        let answer = loop {
+            match self.doorbell.page.run(&self.fd) {
+                // A processor that waited for its start was woken, and has not run yet.
+                Err(Errno::EAGAIN) => {}
+                answer => break answer,
+            }
+        };
         self.doorbell.leave();
         match answer {
             Ok(()) => Ok(self.decode()),
