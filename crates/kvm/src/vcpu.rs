@@ -77,13 +77,7 @@ impl KvmVcpu {
     fn enter(&mut self) -> Result<VmExit, RunError> {
         self.string = None;
         self.doorbell.enter();
-        let answer = loop {
-            match self.doorbell.page.run(&self.fd) {
-                // A processor that waited for its start was woken, and has not run yet.
-                Err(Errno::EAGAIN) => {}
-                answer => break answer,
-            }
-        };
+        let answer = self.doorbell.page.run(&self.fd);
         self.doorbell.leave();
         match answer {
             Ok(()) => Ok(self.decode()),
