@@ -81,8 +81,7 @@ impl KvmVcpu {
         self.doorbell.leave();
         match answer {
             Ok(()) => Ok(self.decode()),
-            // EAGAIN: a processor that waited for its start-up message has got it, and nothing has run yet.
-            Err(Errno::EINTR | Errno::EAGAIN) => Ok(VmExit::Interrupted),
+            Err(Errno::EINTR) => Ok(VmExit::Interrupted),
             Err(errno) => Err(RunError::Refused { errno }),
         }
     }
