@@ -81,7 +81,8 @@ impl KvmVcpu {
         self.doorbell.leave();
         match answer {
             Ok(()) => Ok(self.decode()),
-            Err(Errno::EINTR) => Ok(VmExit::Interrupted),
+            // EAGAIN: a processor that waited for its start-up message has got it, and nothing has run yet.
+            Err(Errno::EINTR | Errno::EAGAIN) => Ok(VmExit::Interrupted),
             Err(errno) => Err(RunError::Refused { errno }),
         }
     }
