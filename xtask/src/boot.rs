@@ -2,7 +2,7 @@
 //! `testdata/boot` says.
 //!
 //! What Linux touches is known from somebody else too: Linux's own tracepoints, which its init reads ([`traced`]).
-//! With `--bench`, how long a boot takes here and in QEMU ([`bench`]).
+//! With `--bench`, how long a boot takes here and in QEMU ([`mod@bench`]).
 
 mod bench;
 mod expected;

@@ -1,6 +1,6 @@
 //! A policy around an unmodified program that uses /dev/kvm, or a /dev/kvm of msrgate's own in it, by `LD_PRELOAD`.
 //!
-//! `msrgate wrap` loads this library into the program; [`session`] reads what it asks for. With `MSRGATE_KVM=soft`,
+//! `msrgate wrap` loads this library into the program; `session` reads what it asks for. With `MSRGATE_KVM=soft`,
 //! /dev/kvm leads to the embedded KVM (`msrgate-soft`); with a channel, the VMs that the program makes, on either
 //! KVM, are under the channel's policy. Everything else is libc's, untouched; without the variables, everything is.
 //!
