@@ -292,11 +292,11 @@ static void *kicker(void *argument)
 	pthread_t target = *(pthread_t *)argument;
 	long long start;
 	static unsigned seed = 1;
-	int wait_ns = 200000 + rand_r(&seed) % 500000;
+	int wait_ns = 5000000 + rand_r(&seed) % 5000000;
 
 	while (!about_to_run)
 		usleep(50);
-	/* The thread has worked for so long: it is in KVM_RUN, however busy the machine is. */
+	/* The thread has worked for so long: it is in KVM_RUN, however busy or slow the machine is. */
 	start = cpu_ns(target);
 	while (cpu_ns(target) - start < wait_ns)
 		usleep(50);
