@@ -8,6 +8,11 @@
 //! * [`stats`]: KVM's counters of a vCPU.
 //! * [`faulty`]: a backend that fails on command.
 
+/// The Rust of the documents, as doc-tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/embedding.md")]
+pub mod documents {}
+
 pub mod case;
 pub mod door;
 pub mod faulty;

@@ -9,35 +9,15 @@ mod support;
 
 use serde_json::{Value, json};
 
-use support::{command, file, msrgate, stderr, stdout};
+use support::{file, msrgate, stderr, stdout};
 
 const DOCUMENT: &str = include_str!("../../../docs/explain.md");
-
-/// The document's `number`-th block of code.
-fn block(number: usize) -> &'static str {
-    let block = DOCUMENT.split("```").nth(2 * number + 1).expect("a block");
-    block.split_once('\n').expect("a first line").1
-}
 
 fn explain(name: &str, policy: &str, arguments: &[&str]) -> std::process::Output {
     let path = file(name, policy.as_bytes());
     let mut all = vec!["explain", path.to_str().expect("UTF-8")];
     all.extend(arguments);
     msrgate(&all)
-}
-
-#[test]
-fn sample_of_the_document_is_what_is_printed() {
-    let (policy, sample) = (block(1), block(2));
-    let (line, expected) = sample.split_once('\n').expect("a command");
-    let arguments: Vec<&str> = line.split(' ').skip(4).collect();
-    let path = file("policy.toml", policy.as_bytes());
-    let mut msrgate = command(&["explain", "policy.toml"]);
-    msrgate.args(arguments);
-    msrgate.current_dir(path.parent().expect("a folder"));
-    let output = msrgate.output().expect("msrgate runs");
-    assert_eq!(stdout(&output), expected);
-    assert_eq!(output.status.code(), Some(0));
 }
 
 #[test]

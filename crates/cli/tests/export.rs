@@ -141,16 +141,8 @@ fn every_format_has_the_sums_of_the_table() {
 }
 
 #[test]
-fn document_has_the_lines_and_every_field() {
+fn document_has_every_field() {
     let document = include_str!("../../../docs/export.md");
-    let (trace, _) = traced("export-document.trace", &["--backend", "soft"]);
-    let text = export(&trace, "csv");
-    let mut lines = text.lines();
-    assert!(document.contains(lines.next().expect("names")));
-    for line in lines.take(3) {
-        let (_, line) = line.split_once(',').expect("a comma");
-        assert!(document.contains(&format!("…,{line}\n")), "{line}");
-    }
     for field in FIELDS {
         assert!(document.contains(&format!("`{field}`")), "{field}");
     }

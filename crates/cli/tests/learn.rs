@@ -338,22 +338,3 @@ fn tour_under_two_policies_differs_only_in_what_learn_told_of() {
     );
     assert_eq!(console.lines().count(), expected.lines().count());
 }
-
-#[test]
-fn document_shows_the_tours_policy() {
-    const DOCUMENT: &str = include_str!("../../../docs/learn.md");
-    let policy = tour_policy("learn-document.toml");
-    let trace = path("learn-document.msrtrace");
-    tour(
-        "soft",
-        &[
-            "--policy",
-            policy.to_str().expect("UTF-8"),
-            "--trace",
-            &trace,
-        ],
-    );
-    let output = msrgate(&["learn", &trace]);
-    let shown = format!("```toml\n{}```", stdout(&output));
-    assert!(DOCUMENT.contains(&shown), "{}", stdout(&output));
-}

@@ -34,7 +34,10 @@ fn trace_reads_back_as_it_was_written() {
 #[test]
 fn program_of_the_document_reads_the_same() {
     let document = include_str!("../../../docs/trace-format.md");
-    let program = document.split("```python\n").nth(1).expect("a program");
+    let program = document
+        .split("```python file=read.py\n")
+        .nth(1)
+        .expect("a program");
     let program = program.split("```").next().expect("its end");
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("document.trace");
     fs::write(&path, file(100)).unwrap();
