@@ -12,7 +12,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use msrgate_core::Errno;
-use msrgate_tests::door::Door;
+use msrgate_tests::door::{Door, Mapping};
 use vm_memory::{MmapRegion, VolatileMemory};
 
 const CREATE_VM: u32 = 0xae01;
@@ -45,7 +45,7 @@ pub(crate) const NOTES: usize = 0x8000;
 /// Writing here leaves to the host.
 pub(crate) const PORT: u16 = 0xd0;
 /// The guest is given this long.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a handler does, and at which vector.
 pub(crate) type Handler<'a> = (u8, &'a dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>);
@@ -223,19 +223,28 @@ impl<'a, D: Door> Board<'a, D> {
 
     /// Runs until the guest writes to [`PORT`]: what it wrote.
     pub(crate) fn run(&self, vcpu: &D::Handle) -> Result<u32, Errno> {
-        const EXIT_REASON: usize = 8;
-        const IO_PORT: usize = 34;
         const IO_DATA: usize = 0x1000;
         let page = self.door.map_run_page(vcpu)?;
+        let exit = self.exit(vcpu, &page)?;
+        assert_eq!(exit, (KVM_EXIT_IO, PORT.into()), "{page:?}");
+        Ok(page.read_u32(IO_DATA) & 0xff)
+    }
+
+    /// Runs until the guest leaves: the reason, and the port or address that it left for.
+    pub(crate) fn exit(&self, vcpu: &D::Handle, page: &Mapping) -> Result<(u32, u32), Errno> {
+        const EXIT_REASON: usize = 8;
+        const IO_PORT: usize = 34;
+        const MMIO_ADDRESS: usize = 32;
         loop {
             match self.door.ioctl(vcpu, RUN, 0) {
                 Ok(_) => {}
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 Err(errno) => return Err(errno),
             }
-            let (reason, port) = (page.read_u32(EXIT_REASON), page.read_u32(IO_PORT) & 0xffff);
-            assert_eq!((reason, port), (KVM_EXIT_IO, PORT.into()), "{page:?}");
-            return Ok(page.read_u32(IO_DATA) & 0xff);
+            return Ok(match page.read_u32(EXIT_REASON) {
+                KVM_EXIT_IO => (KVM_EXIT_IO, page.read_u32(IO_PORT) & 0xffff),
+                reason => (reason, page.read_u32(MMIO_ADDRESS)),
+            });
         }
     }
 }

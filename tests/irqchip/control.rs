@@ -8,7 +8,7 @@ use msrgate_core::Errno;
 use msrgate_tests::door::{Door, KernelDoor, SoftDoor};
 use msrgate_tests::skip::kvm_or_skip;
 
-use crate::board::Board;
+use crate::board::{Board, PATIENCE};
 
 const GET_IRQCHIP: u32 = 0xc208_ae62;
 const SET_IRQCHIP: u32 = 0x8208_ae63;
@@ -40,13 +40,13 @@ const PIT_MODE: usize = 13;
 const CHANNEL: usize = 24;
 
 /// A VM whose only vCPU has its local APIC enabled by software.
-struct Bench<'a, D: Door> {
-    board: Board<'a, D>,
-    vcpu: D::Handle,
+pub(crate) struct Bench<'a, D: Door> {
+    pub(crate) board: Board<'a, D>,
+    pub(crate) vcpu: D::Handle,
 }
 
 impl<'a, D: Door> Bench<'a, D> {
-    fn new(door: &'a D) -> Self {
+    pub(crate) fn new(door: &'a D) -> Self {
         const SVR: usize = 0xf0;
         let board = Board::new(door).unwrap();
         let vcpu = board.vcpu(0).unwrap();
@@ -57,7 +57,7 @@ impl<'a, D: Door> Bench<'a, D> {
         bench
     }
 
-    fn ask<T>(&self, request: u32, argument: &mut T) -> Result<i32, Errno> {
+    pub(crate) fn ask<T>(&self, request: u32, argument: &mut T) -> Result<i32, Errno> {
         self.board.ask(&self.board.vm, request, argument)
     }
 
@@ -68,9 +68,32 @@ impl<'a, D: Door> Bench<'a, D> {
     }
 
     /// Whether the local APIC's IRR has the vector.
-    fn is_requested(&self, vector: usize) -> bool {
+    pub(crate) fn is_requested(&self, vector: usize) -> bool {
         let byte = 0x200 + 0x10 * (vector / 32) + vector / 8 % 4;
         self.lapic()[byte] >> (vector % 8) & 1 == 1
+    }
+
+    /// Waits until it does.
+    pub(crate) fn wait_for(&self, vector: usize) -> bool {
+        comes(|| self.is_requested(vector))
+    }
+
+    /// Sets the entry of a pin of the I/O APIC.
+    pub(crate) fn set_pin(&self, pin: usize, entry: i32) {
+        let mut ioapic = self.irqchip(IOAPIC);
+        ioapic[IOAPIC_ENTRIES + 8 * pin..][..8].copy_from_slice(&i64::from(entry).to_le_bytes());
+        self.ask(SET_IRQCHIP, &mut ioapic).unwrap();
+    }
+
+    /// Whether a pin of the I/O APIC waits for its line to fall.
+    pub(crate) fn pin_is_high(&self, pin: usize) -> bool {
+        let ioapic = self.irqchip(IOAPIC);
+        ioapic[IOAPIC_IRR + pin / 8] >> (pin % 8) & 1 == 1
+    }
+
+    /// Waits until it does.
+    pub(crate) fn pin_rises(&self, pin: usize) -> bool {
+        comes(|| self.pin_is_high(pin))
     }
 
     fn irqchip(&self, chip: u32) -> Irqchip {
@@ -88,7 +111,7 @@ impl<'a, D: Door> Bench<'a, D> {
     }
 
     /// Routes of type, three words, after their GSI.
-    fn set_routes(&self, routes: &[(u32, u32, [u32; 3])]) -> Result<i32, Errno> {
+    pub(crate) fn set_routes(&self, routes: &[(u32, u32, [u32; 3])]) -> Result<i32, Errno> {
         let mut words = vec![u32::try_from(routes.len()).unwrap(), 0];
         for (gsi, kind, target) in routes {
             words.extend([*gsi, *kind, 0, 0]);
@@ -121,6 +144,14 @@ impl<'a, D: Door> Bench<'a, D> {
         }
         self.timer_is_requested()
     }
+}
+
+fn comes(what: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while !what() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
+    }
+    what()
 }
 
 /// Channel 0 with 1193 counts, both bytes, mode 2, in a state of this size.

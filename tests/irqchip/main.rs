@@ -10,6 +10,7 @@
 
 mod board;
 mod control;
+mod eventfd;
 
 use std::thread;
 
@@ -134,7 +135,7 @@ fn apic_timer_fires_at_a_tsc_deadline() {
                 enable_apic(a)?;
                 a.mov(apic(LVT_TIMER), 0x40 | DEADLINE_MODE)?;
                 a.rdtsc()?;
-                a.add(eax, 1_000_000)?;
+                a.add(eax, 100_000_000)?; // in an emulator, a million pass between two instructions
                 a.adc(edx, 0)?;
                 a.mov(esi, eax)?;
                 a.mov(edi, edx)?;

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -317,6 +318,61 @@ static void fork_chapter(void)
 	value(m.run->exit_reason, KVM_EXIT_IO);
 }
 
+/* Whether the first 8259 has the line's interrupt waiting, soon. */
+static int line_rises(int vm, int line)
+{
+	struct kvm_irqchip pic = { .chip_id = KVM_IRQCHIP_PIC_MASTER };
+
+	for (int patience = 5000; patience > 0; patience--) {
+		ioctl(vm, KVM_GET_IRQCHIP, &pic);
+		if (pic.chip.pic.irr >> line & 1)
+			return 1;
+		usleep(1000);
+	}
+	return 0;
+}
+
+static void events_chapter(void)
+{
+	struct machine m = machine(port_code, sizeof(port_code));
+	int event = eventfd(0, EFD_CLOEXEC), vm = ioctl(m.system, KVM_CREATE_VM, 0), status;
+	struct kvm_ioeventfd port = { .addr = 0x3f8, .len = 1, .fd = event, .flags = KVM_IOEVENTFD_FLAG_PIO };
+	struct kvm_irqfd line = { .fd = event, .gsi = 4 };
+	uint64_t written = 0;
+
+	/* Of the guest's OUT, IN, OUT, only IN leaves. */
+	call(ioctl(m.vm, KVM_IOEVENTFD, &port), 0);
+	call(ioctl(m.vcpu, KVM_RUN, 0), 0);
+	value(m.run->exit_reason, KVM_EXIT_IO);
+	value(m.run->io.direction, KVM_EXIT_IO_IN);
+	call(ioctl(m.vcpu, KVM_RUN, 0), 0);
+	value(m.run->exit_reason, KVM_EXIT_HLT);
+	call(read(event, &written, sizeof(written)), sizeof(written));
+	value(written, 2);
+	port.flags |= KVM_IOEVENTFD_FLAG_DEASSIGN;
+	call(ioctl(m.vm, KVM_IOEVENTFD, &port), 0);
+	call(ioctl(m.vm, KVM_IRQFD, &line), -EINVAL);
+
+	/* A child that closes what it has inherited takes nothing away. */
+	call(ioctl(vm, KVM_CREATE_IRQCHIP, 0), 0);
+	call(ioctl(vm, KVM_IRQFD, &line), 0);
+	fflush(stdout);
+	if (fork() == 0) {
+		line.flags = KVM_IRQFD_FLAG_DEASSIGN;
+		status = ioctl(vm, KVM_IRQFD, &line) != -1 || errno != EIO;
+		close(vm);
+		close(event);
+		_exit(status);
+	}
+	wait(&status);
+	value(status, 0);
+	written = 1;
+	call(write(event, &written, sizeof(written)), sizeof(written));
+	value(line_rises(vm, line.gsi), 1);
+	call(close(vm), 0);
+	call(close(event), 0);
+}
+
 /* Each thread has a VM of its own, and all make and close descriptors at the same time. */
 static void *thread_main(void *result)
 {
@@ -497,6 +553,7 @@ static const struct {
 	{ "system", system_chapter },	{ "vm", vm_chapter },
 	{ "vcpu", vcpu_chapter },	{ "msr", msr_chapter },
 	{ "descriptors", descriptors_chapter }, { "fork", fork_chapter },
+	{ "events", events_chapter },
 	{ "threads", threads_chapter }, { "close", close_chapter },
 	{ "signal", signal_chapter },	{ "hostile", hostile_chapter },	{ "files", files_chapter },
 };

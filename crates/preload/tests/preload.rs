@@ -42,6 +42,11 @@ fn child_after_fork_has_its_own_vms_only() {
 }
 
 #[test]
+fn events_raise_lines_and_are_signalled_by_writes() {
+    both("events");
+}
+
+#[test]
 fn threads_make_run_and_close_vms_at_the_same_time() {
     both("threads");
 }

@@ -7,7 +7,8 @@
 // UNSAFETY: system calls, and a memory access at an address that somebody else chose.
 #![expect(unsafe_code, reason = "the calls that answer EFAULT are libc's")]
 
-use std::{process, ptr};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::{io, process, ptr};
 
 use crate::plain::Plain;
 use libc::{c_int, iovec};
@@ -58,6 +59,25 @@ pub(crate) fn write(address: u64, bytes: &[u8]) -> Result<(), Errno> {
         unsafe { libc::process_vm_writev(own_pid(), &raw const local, 1, &raw const remote, 1, 0) };
     all_or_fault(count, bytes.len())
 }
+
+/// Another descriptor for what the client's number `fd` leads to, closed on exec.
+///
+/// # Errors
+/// EBADF, or EMFILE.
+pub(crate) fn duplicate(fd: u32) -> Result<OwnedFd, Errno> {
+    let fd = c_int::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel answers EBADF for a number that is no descriptor.
+    let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR) };
+    if new < 0 {
+        let error = io::Error::last_os_error().raw_os_error();
+        return Err(error.map_or(Errno::EBADF, Errno));
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// The first number that no program expects to be a standard stream.
+const FIRST_DESCRIPTOR: c_int = 3;
 
 /// Signals that wait while `KVM_RUN` is under way, as they would wait in the kernel for its return: all that
 /// the thread's own instructions do not cause. What was blocked before is blocked again after, and a handler

@@ -6,6 +6,7 @@
 
 mod capability;
 mod convert;
+mod eventfd;
 mod irqchip;
 mod msrs;
 mod request;

@@ -7,6 +7,7 @@
 mod chips;
 mod delivery;
 mod ioapic;
+mod irqfd;
 mod lapic;
 mod pic;
 mod pit;
@@ -20,6 +21,7 @@ pub(crate) use chips::Chips;
 pub(crate) use ioapic::{
     BASE as IOAPIC_BASE, BYTES as IOAPIC_BYTES, IoapicState, PINS as IOAPIC_PINS,
 };
+pub(crate) use irqfd::{Irqfd, Irqfds};
 pub(crate) use lapic::{Lapic, REGISTER_BYTES, StartUp};
 pub(crate) use pic::{PINS as PIC_PINS, Pic};
 pub(crate) use pit::{Channel, Pit};

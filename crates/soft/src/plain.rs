@@ -10,9 +10,10 @@ use std::slice;
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dirty_log,
-    kvm_enable_cap, kvm_fpu, kvm_guest_debug, kvm_mp_state, kvm_msi, kvm_msr_entry, kvm_pic_state,
-    kvm_pit_channel_state, kvm_pit_config, kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation,
-    kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_vcpu_events, kvm_xcrs,
+    kvm_enable_cap, kvm_fpu, kvm_guest_debug, kvm_ioeventfd, kvm_irqfd, kvm_mp_state, kvm_msi,
+    kvm_msr_entry, kvm_pic_state, kvm_pit_channel_state, kvm_pit_config, kvm_regs, kvm_sregs,
+    kvm_sregs2, kvm_translation, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    kvm_vcpu_events, kvm_xcrs,
 };
 
 /// Plain data.
@@ -65,6 +66,8 @@ plain! {
     kvm_enable_cap = 104;
     kvm_fpu = 416;
     kvm_guest_debug = 72;
+    kvm_ioeventfd = 64;
+    kvm_irqfd = 32;
     kvm_mp_state = 4;
     kvm_msr_entry = 16;
     kvm_msi = 32;

@@ -17,6 +17,7 @@ use msrgate_core::{
 use msrgate_x86::{Config, Cpu, CpuidLeaf, Stop};
 
 use crate::clock::Tsc;
+use crate::ioeventfd::{Bus, Place};
 use crate::irq::{IrqChip, Lapic};
 use crate::kvmclock::KvmClock;
 use crate::msr::{Feature, GuestCpuid, Initiator, MsrFile, Refusal};
@@ -284,7 +285,7 @@ impl Engine {
     /// What becomes of a stop: an exit, or nothing that the guest's owner needs to know.
     #[inline]
     fn handle(&mut self, stop: Stop) -> Option<VmExit> {
-        if self.has_irqchip() && self.serve(stop) {
+        if self.has_irqchip() && self.serve(stop) || self.signals_event(stop) {
             return None;
         }
         Some(match stop {
@@ -338,6 +339,29 @@ impl Engine {
                     pc: self.linear(rip),
                 }
             }
+        })
+    }
+
+    /// Whether the stop is a write that somebody waits for elsewhere (`KVM_IOEVENTFD`), and now knows of.
+    fn signals_event(&self, stop: Stop) -> bool {
+        let (bus, address, len_bytes, value) = match stop {
+            Stop::IoOut {
+                port,
+                len_bytes,
+                value,
+            } => (Bus::Port, port.into(), len_bytes, value.into()),
+            Stop::MmioWrite {
+                gpa,
+                len_bytes,
+                value,
+            } => (Bus::Memory, gpa, len_bytes, value),
+            _ => return false,
+        };
+        self.vm.ioeventfds.signal(&Place {
+            bus,
+            address,
+            len_bytes: len_bytes.into(),
+            value: Some(value),
         })
     }
 

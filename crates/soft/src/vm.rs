@@ -10,6 +10,7 @@ use msrgate_x86::CpuidLeaf;
 
 use crate::clock::{self, TscSync};
 use crate::cpuid::{self, CpuidSource};
+use crate::ioeventfd::IoEventFds;
 use crate::irq::IrqChip;
 use crate::kvmclock::VmClock;
 use crate::memory::Memory;
@@ -72,6 +73,7 @@ pub(crate) struct VmState {
     /// The end of the numbers that a client set itself (`KVM_CAP_MAX_VCPU_ID`); 0: none.
     max_vcpu_id: AtomicU32,
     irqchip: OnceLock<Arc<IrqChip>>,
+    pub(crate) ioeventfds: IoEventFds,
     /// HLT does not leave the guest (`KVM_CAP_X86_DISABLE_EXITS`).
     pub(crate) hlt_stays: AtomicBool,
     /// KVM_CAP_EXCEPTION_PAYLOAD.
@@ -98,6 +100,7 @@ impl VmState {
             bootstrap_id: AtomicU32::new(0),
             max_vcpu_id: AtomicU32::new(0),
             irqchip: OnceLock::new(),
+            ioeventfds: IoEventFds::default(),
             hlt_stays: AtomicBool::new(false),
             exception_payload: AtomicBool::new(false),
             platform_info_hidden: AtomicBool::new(false),

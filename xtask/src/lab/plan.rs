@@ -120,6 +120,11 @@ const PLANS: &[Plan] = &[
     ),
     Plan::Cargo(CargoTest::new("msrgate-tests", "pass_through").limit_s(180)),
     Plan::Cargo(
+        CargoTest::new("msrgate-tests", "irqchip")
+            .limit_s(180)
+            .amd(),
+    ),
+    Plan::Cargo(
         CargoTest::new("msrgate-tests", "differential")
             .only(&["kvm"])
             .limit_s(180)

@@ -2,11 +2,11 @@
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_dirty_log, kvm_enable_cap, kvm_fpu,
-    kvm_guest_debug, kvm_interrupt, kvm_irq_level, kvm_irq_routing, kvm_irqchip, kvm_lapic_state,
-    kvm_mp_state, kvm_msi, kvm_msr_filter, kvm_msr_list, kvm_msrs, kvm_pit_config, kvm_pit_state,
-    kvm_pit_state2, kvm_regs, kvm_signal_mask, kvm_sregs, kvm_sregs2, kvm_tpr_access_ctl,
-    kvm_translation, kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_vapic_addr,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_guest_debug, kvm_interrupt, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqchip,
+    kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_filter, kvm_msr_list, kvm_msrs,
+    kvm_pit_config, kvm_pit_state, kvm_pit_state2, kvm_regs, kvm_signal_mask, kvm_sregs,
+    kvm_sregs2, kvm_tpr_access_ctl, kvm_translation, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2, kvm_vapic_addr, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// The ioctl type of KVM (`KVMIO`).
@@ -83,8 +83,10 @@ requests! {
     GET_PIT2 = read::<kvm_pit_state2>(0x9f);
     SET_PIT2 = write::<kvm_pit_state2>(0xa0);
     SIGNAL_MSI = write::<kvm_msi>(0xa5);
+    IRQFD = write::<kvm_irqfd>(0x76);
     CREATE_PIT2 = write::<kvm_pit_config>(0x77);
     SET_BOOT_CPU_ID = none(0x78);
+    IOEVENTFD = write::<kvm_ioeventfd>(0x79);
     SET_CLOCK = write::<kvm_clock_data>(0x7b);
     GET_CLOCK = read::<kvm_clock_data>(0x7c);
     X86_SET_MSR_FILTER = write::<kvm_msr_filter>(0xc6);
@@ -141,6 +143,8 @@ mod tests {
         assert_eq!(super::CHECK_EXTENSION, 0xae03);
         assert_eq!(super::X86_SET_MSR_FILTER, 0x4188_aec6);
         assert_eq!(super::ENABLE_CAP, 0x4068_aea3);
+        assert_eq!(super::IRQFD, 0x4020_ae76);
+        assert_eq!(super::IOEVENTFD, 0x4040_ae79);
         assert_eq!(super::GET_MSRS, 0xc008_ae88);
         assert_eq!(super::SET_MSRS, 0x4008_ae89);
         assert_eq!(super::SET_USER_MEMORY_REGION, 0x4020_ae46);

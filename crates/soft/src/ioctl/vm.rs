@@ -12,10 +12,12 @@ use kvm_bindings::{
 use msrgate_core::{Errno, ExitReasons, FILTER_BYTES_64, RawFilter};
 
 use super::{
-    Creator, Handle, Handler, Outcome, VcpuDescriptor, capability, done, int, irqchip, request,
+    Creator, Handle, Handler, Outcome, VcpuDescriptor, capability, done, eventfd, int, irqchip,
+    request,
 };
 use crate::client;
 use crate::clock::Tsc;
+use crate::irq::Irqfds;
 use crate::kvmclock;
 use crate::memory::Memory;
 use crate::vm::{SystemConfig, VmState};
@@ -24,6 +26,8 @@ use crate::vm::{SystemConfig, VmState};
 #[derive(Debug)]
 pub struct VmDescriptor {
     pub(super) state: Arc<VmState>,
+    /// They end with the descriptor, and not only with the last vCPU's.
+    pub(super) irqfds: Irqfds,
     pub(super) creator: Creator,
 }
 
@@ -31,7 +35,17 @@ impl VmDescriptor {
     pub(super) fn new(config: SystemConfig) -> Self {
         Self {
             state: Arc::new(VmState::new(config, Memory::default())),
+            irqfds: Irqfds::default(),
             creator: Creator::this_process(),
+        }
+    }
+}
+
+impl Drop for VmDescriptor {
+    fn drop(&mut self) {
+        // A forked child has neither the thread nor the right to end its parent's.
+        if self.creator.check().is_ok() {
+            self.irqfds.release();
         }
     }
 }
@@ -54,6 +68,8 @@ pub(super) const HANDLERS: &[(u32, Handler<VmDescriptor>)] = &[
     (request::IRQ_LINE, irqchip::irq_line),
     (request::IRQ_LINE_STATUS, irqchip::irq_line_status),
     (request::SIGNAL_MSI, irqchip::signal_msi),
+    (request::IRQFD, eventfd::irqfd),
+    (request::IOEVENTFD, eventfd::ioeventfd),
     (request::SET_GSI_ROUTING, irqchip::set_gsi_routing),
     (request::GET_IRQCHIP, irqchip::get_irqchip),
     (request::SET_IRQCHIP, irqchip::set_irqchip),

@@ -1,15 +1,19 @@
 //! [`Chips`]: all interrupt controllers of a VM, wired to each other. No locks, no threads: time is an argument.
 
+use std::sync::Arc;
+
 use super::delivery::{self, Message};
 use super::ioapic::{self, Ioapic};
 use super::lapic::{Effect, Invalid, Lapic};
 use super::pic::PicPair;
 use super::pit::Pit;
 use super::routing::{Route, Target, default_routes};
+use crate::eventfd::EventFd;
 
 /// Who holds a line high.
 const CLIENT: u8 = 0;
 const TIMER: u8 = 1;
+const RESAMPLED: u8 = 2;
 /// The GSI of the PIT.
 const TIMER_GSI: u32 = 0;
 
@@ -21,6 +25,8 @@ pub(crate) struct Chips {
     pub(crate) pics: PicPair,
     pub(crate) pit: Option<Pit>,
     routes: Vec<Route>,
+    /// Who wants to hear that an interrupt of a GSI has ended, which lowers what [`Chips::raise_until_ended`] raised.
+    resamplers: Vec<(u32, Arc<EventFd>)>,
     /// `KVM_CAP_X2APIC_API`: IDs have 32 bits.
     pub(crate) wide_ids: bool,
     /// A vCPU may have got something to look at since [`Chips::take_raised`].
@@ -35,6 +41,7 @@ impl Default for Chips {
             pics: PicPair::default(),
             pit: None,
             routes: default_routes(),
+            resamplers: Vec::new(),
             wide_ids: false,
             raised: false,
         }
@@ -92,6 +99,26 @@ impl Chips {
     /// the GSI leads nowhere.
     pub(crate) fn set_gsi(&mut self, gsi: u32, high: bool) -> i32 {
         self.set_gsi_from(gsi, CLIENT, high)
+    }
+
+    /// An event with a resampler has come.
+    pub(crate) fn raise_until_ended(&mut self, gsi: u32) {
+        self.set_gsi_from(gsi, RESAMPLED, true);
+    }
+
+    pub(crate) fn add_resampler(&mut self, gsi: u32, ended: Arc<EventFd>) {
+        self.resamplers.push((gsi, ended));
+    }
+
+    /// With the last one of a GSI its line falls.
+    pub(crate) fn remove_resampler(&mut self, gsi: u32, ended: &Arc<EventFd>) {
+        let mut all = self.resamplers.iter();
+        if let Some(at) = all.position(|(own, event)| *own == gsi && Arc::ptr_eq(event, ended)) {
+            self.resamplers.swap_remove(at);
+        }
+        if self.resamplers.iter().all(|(other, _)| *other != gsi) {
+            self.set_gsi_from(gsi, RESAMPLED, false);
+        }
     }
 
     fn set_gsi_from(&mut self, gsi: u32, source: u8, high: bool) -> i32 {
@@ -178,13 +205,21 @@ impl Chips {
         self.note_ended(|target| matches!(target, Target::Pic(pin) if ended >> pin & 1 == 1));
     }
 
-    /// Tells the PIT if the interrupt that has ended is its own.
+    /// Tells the PIT and the resamplers whose interrupts have ended.
     fn note_ended(&mut self, has_ended: impl Fn(Target) -> bool) {
-        let mut own = self.routes.iter().filter(|route| route.gsi == TIMER_GSI);
-        if own.any(|route| has_ended(route.target))
-            && self.pit.as_mut().is_some_and(Pit::acknowledge)
-        {
+        let of_gsi = |routes: &[Route], gsi| {
+            let mut routes = routes.iter();
+            routes.any(|route| route.gsi == gsi && has_ended(route.target))
+        };
+        if of_gsi(&self.routes, TIMER_GSI) && self.pit.as_mut().is_some_and(Pit::acknowledge) {
             self.pulse_timer();
+        }
+        for at in 0..self.resamplers.len() {
+            let gsi = self.resamplers[at].0;
+            if of_gsi(&self.routes, gsi) {
+                self.set_gsi_from(gsi, RESAMPLED, false);
+                self.resamplers[at].1.signal();
+            }
         }
     }
 
@@ -226,19 +261,37 @@ impl Chips {
                 vector,
                 level_triggered,
             } => {
-                let ended = self.with_ioapic(|ioapic, deliver| {
-                    ioapic.end_of_interrupt(vector, level_triggered, deliver)
-                });
+                let ended = self.ioapic.pins_of(vector);
+                // A line that falls now does not interrupt again.
                 self.note_ended(
                     |target| matches!(target, Target::Ioapic(pin) if ended >> pin & 1 == 1),
                 );
+                if level_triggered {
+                    self.with_ioapic(|ioapic, deliver| ioapic.end_of_interrupt(ended, deliver));
+                }
             }
         }
     }
 
     /// Stores to the I/O APIC.
     pub(crate) fn store_ioapic(&mut self, offset: u64, value: u32) {
-        self.with_ioapic(|ioapic, deliver| ioapic.store(offset, value, deliver));
+        let Some(pin) = self.ioapic.store(offset, value) else {
+            return;
+        };
+        // The line may have fallen meanwhile. Who has a resampler raises it again if not.
+        let mut asked = false;
+        for (gsi, ended) in &self.resamplers {
+            let (gsi, target) = (*gsi, Target::Ioapic(pin));
+            if self.routes.contains(&Route { gsi, target }) {
+                ended.signal();
+                asked = true;
+            }
+        }
+        if asked {
+            self.ioapic.withdraw(pin);
+        } else {
+            self.with_ioapic(|ioapic, deliver| ioapic.service(pin, deliver));
+        }
     }
 
     /// `KVM_SET_IRQCHIP` of the I/O APIC.

@@ -79,24 +79,23 @@ impl Ioapic {
         }
     }
 
-    /// A guest's store.
-    pub(crate) fn store(&mut self, offset: u64, value: u32, deliver: Deliver<'_>) {
+    /// A guest's store; a pin that was unmasked and has something waiting.
+    pub(crate) fn store(&mut self, offset: u64, value: u32) -> Option<usize> {
         match offset & !0xf {
             0 => self.state.select = value & 0xff,
-            0x10 => self.set_register(value, deliver),
+            0x10 => return self.set_register(value),
             _ => {}
         }
+        None
     }
 
-    fn set_register(&mut self, value: u32, deliver: Deliver<'_>) {
+    fn set_register(&mut self, value: u32) -> Option<usize> {
         let select = self.state.select;
         if select == 0 {
             self.state.id = value >> 24 & 15;
-            return;
+            return None;
         }
-        let Some(pin) = entry_of(select).filter(|pin| *pin < PINS) else {
-            return;
-        };
+        let pin = entry_of(select).filter(|pin| *pin < PINS)?;
         let old = self.state.entries[pin];
         let written = if select & 1 == 1 {
             old & 0xffff_ffff | u64::from(value) << 32
@@ -109,9 +108,13 @@ impl Ioapic {
             entry &= !REMOTE_IRR;
         }
         self.state.entries[pin] = entry;
-        if entry & LEVEL != 0 && self.state.irr >> pin & 1 == 1 {
-            self.service(pin, deliver);
-        }
+        let waits = self.state.irr >> pin & 1 == 1;
+        (waits && entry & (LEVEL | MASKED | REMOTE_IRR) == LEVEL).then_some(pin)
+    }
+
+    /// What waits at the pin is over.
+    pub(crate) fn withdraw(&mut self, pin: usize) {
+        self.state.irr &= !(1 << pin);
     }
 
     /// `source` changes its level of a pin. How many took the interrupt that this makes; `None` if it is masked
@@ -146,7 +149,8 @@ impl Ioapic {
         self.service(pin, deliver)
     }
 
-    fn service(&mut self, pin: usize, deliver: Deliver<'_>) -> Option<u32> {
+    /// The pin interrupts, if it can.
+    pub(crate) fn service(&mut self, pin: usize, deliver: Deliver<'_>) -> Option<u32> {
         let entry = self.state.entries[pin];
         let level_triggered = entry & LEVEL != 0;
         if entry & MASKED != 0 || level_triggered && entry & REMOTE_IRR != 0 {
@@ -169,29 +173,23 @@ impl Ioapic {
         takers
     }
 
-    /// A local APIC has ended the interrupt of `vector`: the pins that it was for. A line that is still high
-    /// interrupts again.
-    pub(crate) fn end_of_interrupt(
-        &mut self,
-        vector: u8,
-        level_triggered: bool,
-        deliver: Deliver<'_>,
-    ) -> u32 {
-        let mut ended = 0;
-        for pin in 0..PINS {
-            let entry = self.state.entries[pin];
-            if entry.to_le_bytes()[0] != vector {
-                continue;
-            }
-            ended |= 1 << pin;
-            if level_triggered && entry & LEVEL != 0 {
+    /// The pins that interrupt with `vector`: a bit for each.
+    pub(crate) fn pins_of(&self, vector: u8) -> u32 {
+        let pins = self.state.entries.iter().enumerate();
+        let own = pins.filter(|(_, entry)| entry.to_le_bytes()[0] == vector);
+        own.fold(0, |pins, (pin, _)| pins | 1 << pin)
+    }
+
+    /// A local APIC has ended a level-triggered interrupt of these pins. A line that is still high interrupts again.
+    pub(crate) fn end_of_interrupt(&mut self, pins: u32, deliver: Deliver<'_>) {
+        for pin in (0..PINS).filter(|pin| pins >> pin & 1 == 1) {
+            if self.state.entries[pin] & LEVEL != 0 {
                 self.state.entries[pin] &= !REMOTE_IRR;
                 if self.state.irr >> pin & 1 == 1 {
                     self.service(pin, deliver);
                 }
             }
         }
-        ended
     }
 
     /// `KVM_GET_IRQCHIP`. Edges that went out are not pending.

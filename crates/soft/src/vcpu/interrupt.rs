@@ -51,6 +51,8 @@ impl Engine {
         if !news && !self.look && self.mp_state == MpState::Runnable {
             return true;
         }
+        // Who interrupts, or has made the vCPU wait, may have written guest memory before.
+        self.foreign_writes |= news || self.mp_state != MpState::Runnable;
         self.take_interrupts();
         if self.mp_state == MpState::Runnable {
             return true;

@@ -25,12 +25,14 @@ impl Bench {
             sent.push(*message);
             Some(1)
         };
-        self.ioapic.store(0, register, deliver);
-        self.ioapic.store(0x10, value, deliver);
+        self.ioapic.store(0, register);
+        if let Some(pin) = self.ioapic.store(0x10, value) {
+            self.ioapic.service(pin, deliver);
+        }
     }
 
     fn read(&mut self, register: u32) -> u32 {
-        self.ioapic.store(0, register, &mut |_| None);
+        self.ioapic.store(0, register);
         self.ioapic.load(0x10)
     }
 
@@ -52,8 +54,11 @@ impl Bench {
             sent.push(*message);
             Some(1)
         };
-        self.ioapic
-            .end_of_interrupt(vector, level_triggered, deliver)
+        let pins = self.ioapic.pins_of(vector);
+        if level_triggered {
+            self.ioapic.end_of_interrupt(pins, deliver);
+        }
+        pins
     }
 
     fn remote_irr(&mut self) -> bool {
