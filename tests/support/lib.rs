@@ -10,8 +10,12 @@
 
 /// The Rust of the documents, as doc-tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../docs/embedding.md")]
-pub mod documents {}
+pub mod documents {
+    #[doc = include_str!("../../docs/embedding.md")]
+    pub mod embedding {}
+    #[doc = include_str!("../../docs/hypervisor.md")]
+    pub mod hypervisor {}
+}
 
 pub mod case;
 pub mod door;
