@@ -2,7 +2,8 @@
 //!
 //! [`start`] is `wrap`'s side: it starts the process and waits until everything that can fail has been tried. The
 //! process has the channel as its standard input and says on its standard output whether it is ready. It is nobody's
-//! child and has no terminal, and it ends by itself once the VMM has ended, however that came about.
+//! child and has no terminal, and it ends by itself once the VMM has ended, however that came about. Its work is done by
+//! [`Collector`], which `top` has in its own process.
 
 mod metrics;
 mod outputs;
@@ -21,6 +22,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use msrgate_trace::Observation;
 use msrgate_trace::channel::Channel;
+use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -30,6 +32,7 @@ use self::ring::Ring;
 use self::tracepoint::Tracepoint;
 use crate::Status;
 use crate::pump::Pace;
+use crate::seen::Shared;
 
 /// Take the events of a wrapped VMM. `wrap` starts it.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -101,72 +104,101 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         args.command().spawn()?;
         return Ok(Status::Done);
     }
-    match Collector::new(args) {
-        Ok(collector) => {
+    match detached(args) {
+        Ok((mut collector, mut signals)) => {
             writeln!(io::stdout(), "{READY}{}", std::process::id())?;
-            collector.run();
+            collector.run(|collector| {
+                if signals.pending().any(|signal| signal == SIGUSR1) {
+                    collector.outputs.report();
+                }
+            });
+            collector.end();
         }
         Err(error) => writeln!(io::stdout(), "{error:#}")?,
     }
     Ok(Status::Done)
 }
 
-struct Collector {
+/// The collector in a process of its own. Tries all that can fail.
+fn detached(args: &Args) -> anyhow::Result<(Collector, Signals)> {
+    // Signals of the terminal are for the VMM. It fails only where there is no terminal to leave.
+    let _ = rustix::process::setsid();
+    // Caught, so that none of them ends us; the last is what a file gets that is longer than it may be.
+    let signals = Signals::new([SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGUSR1, SIGXFSZ])
+        .context("the collector cannot catch signals")?;
+    let channel = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    let channel = Channel::open(channel.context("the collector has no channel")?)
+        .context("the collector has no channel")?;
+    let vmm = channel.start().pid;
+    let mut collector = Collector::new(args, channel)?;
+    collector.watch(vmm)?;
+    collector.channel.promise_report();
+    Ok((collector, signals))
+}
+
+/// Takes what the processes of a channel record.
+pub(crate) struct Collector {
     channel: Channel,
     rings: Vec<Ring>,
     processes: Processes,
-    signals: Signals,
     /// Where KVM itself is watched.
     tracepoint: Option<Tracepoint>,
     outputs: Outputs,
 }
 
 impl Collector {
-    /// Tries all that can fail.
-    fn new(args: &Args) -> anyhow::Result<Self> {
-        // Signals of the terminal are for the VMM. It fails only where there is no terminal to leave.
-        let _ = rustix::process::setsid();
-        // Caught, so that none of them ends us; the last is what a file gets that is longer than it may be.
-        let signals = Signals::new([SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGUSR1, SIGXFSZ])
-            .context("the collector cannot catch signals")?;
-        let channel = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-        let channel = Channel::open(channel.context("the collector has no channel")?)
-            .context("the collector has no channel")?;
-        let vmm = channel.start().pid;
+    /// Tries all that can fail without the VMM.
+    pub(crate) fn new(args: &Args, channel: Channel) -> anyhow::Result<Self> {
         let is_watched = channel.facts().observation == Some(Observation::Tracepoint);
-        let collector = Self {
-            processes: Processes::of(vmm).context("the collector cannot watch the VMM")?,
+        Ok(Self {
+            processes: Processes::default(),
             rings: Vec::new(),
-            signals,
             tracepoint: is_watched.then(Tracepoint::find).transpose()?,
             outputs: Outputs::create(args, &channel)?,
             channel,
-        };
-        collector.channel.promise_report();
-        Ok(collector)
+        })
     }
 
-    /// Until the VMM has ended.
-    fn run(mut self) {
+    /// The VMM has this pid, and lives.
+    pub(crate) fn watch(&mut self, vmm: u32) -> anyhow::Result<()> {
+        self.processes = Processes::of(vmm).context("the collector cannot watch the VMM")?;
+        Ok(())
+    }
+
+    /// What it sees, also while it runs.
+    pub(crate) fn seen(&self) -> Shared {
+        self.outputs.seen()
+    }
+
+    /// Sends a signal to all processes that live.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.processes.signal(signal);
+    }
+
+    /// Until the VMM has ended; `between` two looks, there may be more to do.
+    pub(crate) fn run(&mut self, mut between: impl FnMut(&mut Self)) {
         let mut pace = Pace::new();
         loop {
             // What is recorded by now is seen by the look that follows.
             let is_left = self.is_left();
             let has_ended = !self.processes.any_live();
             let count = self.look();
-            if (is_left || has_ended) && count == 0 {
+            if is_left && count == 0 {
                 self.outputs.end();
                 self.channel.report_is_done();
             }
             if has_ended && count == 0 {
                 break;
             }
-            if self.signals.pending().any(|signal| signal == SIGUSR1) {
-                self.outputs.report();
-            }
+            between(self);
             self.outputs.keep_up(self.rings.len());
             pace.rest(count);
         }
+    }
+
+    /// Writes what is left, and shows it if somebody wants to see it.
+    pub(crate) fn end(&mut self) {
+        self.outputs.end();
     }
 
     /// Whether the VMM waits for the table, and nobody else is still at work.

@@ -25,9 +25,13 @@ mod qemu;
 mod report;
 mod run;
 mod schema;
+mod seen;
 mod surface;
 mod tally;
+mod terminal;
+mod top;
 mod trace;
+mod view;
 mod wrap;
 
 use std::fmt::Display;
@@ -48,7 +52,7 @@ struct Cli {
 const EXIT_STATUS: &str = "\
 Exit status: 0 done; 1 with --strict, the guest did what the policy forbids, or
 its kernel panicked, or what was compared differs; 2 a usage or operating error.
-`wrap`: the program's own.";
+`wrap`, `top`: the program's own.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -56,6 +60,7 @@ enum Command {
     Check(check::Args),
     Explain(explain::Args),
     Wrap(wrap::Args),
+    Top(top::Args),
     Learn(learn::Args),
     Export(export::Args),
     Report(page::Args),
@@ -80,6 +85,8 @@ pub(crate) enum Status {
     Different,
     /// The guest's kernel panicked: exit status 1.
     Panicked,
+    /// Somebody else's program ended with this exit status.
+    Program(u8),
 }
 
 fn main() -> ExitCode {
@@ -92,6 +99,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Wrap(args) => wrap::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Learn(args) => learn::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Report(args) => page::run(&args),
@@ -110,6 +118,7 @@ fn exit(result: anyhow::Result<Status>) -> ExitCode {
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,
         Ok(Status::Forbidden | Status::Different | Status::Panicked) => ExitCode::from(1),
+        Ok(Status::Program(status)) => ExitCode::from(status),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             anstream::eprintln!("{ERROR}error:{ERROR:#} {error:#}");

@@ -36,7 +36,7 @@ pub(crate) fn run() -> anyhow::Result<Status> {
     if let Some(words) = vm.wrapped(&folder)? {
         let line = words.into_iter().chain([qemu]).chain(arguments);
         let mut args = Line::try_parse_from(line).map(|line| line.wrap)?;
-        args.guest = vm.name;
+        args.vmm.guest = vm.name;
         return wrap::run(&args);
     }
     let error = Command::new(&qemu).args(&arguments).exec();

@@ -161,13 +161,7 @@ impl Row {
                 (Outcome::Value, Some(value)) => format!("= {value:#x}"),
                 (outcome, _) => outcome.to_string(),
             },
-            style: match key.outcome {
-                Outcome::Fault => AnsiColor::Red.on_default(),
-                Outcome::Forwarded | Outcome::Native | Outcome::Vmm => {
-                    AnsiColor::Green.on_default()
-                }
-                _ => AnsiColor::Yellow.on_default(),
-            },
+            style: color(key.outcome).on_default(),
         }
     }
 
@@ -185,6 +179,15 @@ impl Row {
             out,
             "{name:width$}  {index:<10}  {reads:>5}  {writes:>6}  {reason:<7}  {style}{outcome}{style:#}"
         )
+    }
+}
+
+/// Whether the guest got what KVM would have given it, something else, or #GP.
+pub(crate) const fn color(outcome: Outcome) -> AnsiColor {
+    match outcome {
+        Outcome::Fault => AnsiColor::Red,
+        Outcome::Forwarded | Outcome::Native | Outcome::Vmm => AnsiColor::Green,
+        _ => AnsiColor::Yellow,
     }
 }
 

@@ -3,10 +3,10 @@
 mod args;
 mod boot;
 mod guest;
+mod keyboard;
 mod reload;
 mod signals;
 mod status;
-mod terminal;
 
 use std::env;
 use std::fs;
@@ -27,6 +27,7 @@ use crate::backend::{self, Backend};
 use crate::host;
 use crate::policy::{compile_file_with, compile_source};
 use crate::trace::Trace;
+use crate::view::Window;
 
 /// What a guest without a policy runs under.
 pub(crate) const OBSERVE: &str = "\
@@ -43,6 +44,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     if args.print_policy {
         return print_policy(args);
     }
+    let window = args.top.then(Window::find).transpose()?;
     let (guest, need) = guest::read(args)?;
     let memory = guest_memory(guest::memory_bytes(args, need))?;
     let (backend, why) = backend::open(args.backend, need, args.processor, &memory)?;
@@ -50,10 +52,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     let observation = args.observation(&backend)?;
     let policies = policies(args, &options(observation))?;
     policies.iter().try_for_each(host::check)?;
-    guest.load(&memory).with_context(|| match &args.guest {
-        Some(path) => format!("cannot boot {}", path.display()),
-        None => "cannot boot the tour".to_owned(),
-    })?;
+    let cannot = || format!("cannot boot {}", args.guest_name());
+    guest.load(&memory).with_context(cannot)?;
     anstream::eprintln!("msrgate: on {name}: {why}");
     let trace = match &args.trace {
         Some(path) => {
@@ -72,6 +72,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         policies: policies.into_iter().map(rules).collect(),
         observation,
         trace,
+        window,
     };
     match backend {
         Backend::Kvm(vm) => boot(setup, vm),
@@ -80,11 +81,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
 }
 
 impl Args {
+    fn guest_name(&self) -> String {
+        let path = self.guest.as_ref();
+        path.map_or_else(|| "the tour".to_owned(), |path| path.display().to_string())
+    }
+
     /// Which accesses will be seen, and by which means.
     fn observation(&self, backend: &Backend) -> anyhow::Result<Observation> {
-        let auto = match self.trace {
-            Some(_) => Observe::Auto,
-            None => Observe::Off,
+        let auto = if self.trace.is_some() || self.top {
+            Observe::Auto
+        } else {
+            Observe::Off
         };
         Ok(match (self.observe.unwrap_or(auto), backend) {
             (Observe::Auto | Observe::Native, Backend::Soft(_)) => Observation::Native,
@@ -110,10 +117,7 @@ fn seen(observation: Observation) -> &'static str {
 /// What a trace says of the run that it is of.
 fn facts(args: &Args, backend: &str, observation: Observation, compiled: &[Compiled]) -> Facts {
     Facts {
-        guest: match &args.guest {
-            Some(path) => path.display().to_string(),
-            None => "the tour".to_owned(),
-        },
+        guest: args.guest_name(),
         backend: backend.to_owned(),
         ..policy_facts(compiled, observation)
     }

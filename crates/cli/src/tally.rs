@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use msrgate_core::{Access, Event, ExitReason, MsrIndex, Outcome, Recorder};
+use msrgate_core::{Access, Event, ExitReason, MsrIndex, Outcome, Recorder, VcpuId};
 
 const ROWS_LIMIT: usize = 4096;
 const EVENTS_LIMIT: usize = 65_536;
@@ -34,13 +34,30 @@ pub(crate) struct Key {
     pub(crate) outcome: Outcome,
 }
 
-/// How often, and with which value.
-#[derive(Clone, Copy, Debug, Default)]
+/// How often, by whom, and with which value.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Count {
     pub(crate) reads: u64,
     pub(crate) writes: u64,
+    /// The first and the last of the vCPUs, by their numbers.
+    pub(crate) vcpus: (VcpuId, VcpuId),
     /// What the last read was answered with.
     pub(crate) answered: Option<u64>,
+}
+
+impl Count {
+    const fn by(vcpu: VcpuId) -> Self {
+        Self {
+            reads: 0,
+            writes: 0,
+            vcpus: (vcpu, vcpu),
+            answered: None,
+        }
+    }
+
+    pub(crate) const fn accesses(&self) -> u64 {
+        self.reads + self.writes
+    }
 }
 
 impl Default for Tally {
@@ -103,7 +120,9 @@ impl Recorder for Tally {
             self.rows_dropped += 1;
             return;
         }
-        let count = self.rows.entry(key).or_default();
+        let vcpu = event.vcpu;
+        let count = self.rows.entry(key).or_insert_with(|| Count::by(vcpu));
+        count.vcpus = (count.vcpus.0.min(vcpu), count.vcpus.1.max(vcpu));
         match event.access {
             Access::Read => {
                 count.reads += 1;
@@ -116,8 +135,6 @@ impl Recorder for Tally {
 
 #[cfg(test)]
 mod tests {
-    use msrgate_core::VcpuId;
-
     use super::*;
 
     #[test]

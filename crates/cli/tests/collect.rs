@@ -2,7 +2,6 @@
 //!
 //! The VMM is `msrgate run` in a wrap of its own, on the embedded KVM.
 
-use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -12,6 +11,8 @@ use std::time::{Duration, Instant};
 use msrgate_core::{Access, ExitReason, MsrIndex, Outcome};
 use msrgate_trace::Observation;
 
+#[path = "support/preload.rs"]
+mod preload;
 #[path = "support/mod.rs"]
 #[expect(dead_code, reason = "it is for more tests than these")]
 mod support;
@@ -30,12 +31,9 @@ fn wrap(options: &[&str], vmm: &[&str]) -> Command {
 
 /// The same on another KVM.
 fn wrap_on(kvm: &str, options: &[&str], vmm: &[&str]) -> Command {
-    let test = env::current_exe().expect("a running program has a path");
-    let library = test.with_file_name("libmsrgate_preload.so");
-    assert!(library.exists(), "{} is not there", library.display());
     let mut wrap = command(&["wrap", "--kvm", kvm]);
     wrap.args(options).arg("--").args(vmm);
-    wrap.env("MSRGATE_PRELOAD", library);
+    wrap.env("MSRGATE_PRELOAD", preload::library());
     wrap
 }
 

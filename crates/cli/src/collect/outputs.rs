@@ -12,6 +12,7 @@ use super::metrics::{Metrics, Numbers};
 use super::ring::Ring;
 use super::traces::Traces;
 use crate::log::Log;
+use crate::seen::{Seen, Shared};
 use crate::tally::Tally;
 use crate::{report, warn};
 
@@ -23,8 +24,7 @@ pub(super) struct Outputs {
     traces: Option<Traces>,
     metrics: Option<Metrics>,
     has_stats: bool,
-    tally: Tally,
-    log: Log,
+    seen: Shared,
     numbers: Numbers,
     has_complained: bool,
     is_shown: bool,
@@ -42,10 +42,15 @@ impl Outputs {
             is_running: true,
             ..Numbers::default()
         };
-        let tally = Tally::of_rows(ROWS_LIMIT);
+        let seen = Shared::new(Seen {
+            tally: Tally::of_rows(ROWS_LIMIT),
+            log: Log::new(None),
+        });
         let metrics = args.metrics.as_ref().map(|path| {
             let metrics = Metrics::new(path, guest, channel.start().pid);
-            metrics.write(&tally, &numbers).map(|()| metrics)
+            metrics
+                .write(&seen.lock().tally, &numbers)
+                .map(|()| metrics)
         });
         let traces = args.trace.as_ref();
         Ok(Self {
@@ -54,25 +59,29 @@ impl Outputs {
                 .map(|path| Traces::create(path, header))
                 .transpose()?,
             has_stats: args.stats,
-            tally,
-            log: Log::new(None),
+            seen,
             numbers,
             has_complained: false,
             is_shown: false,
         })
     }
 
+    pub(super) fn seen(&self) -> Shared {
+        self.seen.clone()
+    }
+
     /// Takes what a vCPU has done; how much that was.
     pub(super) fn take(&mut self, ring: &mut Ring, now_ns: u64) -> usize {
         let Claim { vm, vcpu, .. } = *ring.who();
         let mut file = self.traces.as_mut().and_then(|traces| traces.of(vm));
+        let mut seen = self.seen.lock();
         let count = ring.empty(now_ns, |timed| {
             if let Some(file) = &mut file {
                 file.record(timed);
             }
-            self.tally.record(&timed.event);
-            self.log.record(&timed.event);
+            seen.record(&timed.event);
         });
+        drop(seen);
         let loss = ring.loss(now_ns);
         let numbers = &mut self.numbers;
         // What a hostile VMM counts has no bound.
@@ -120,7 +129,7 @@ impl Outputs {
     }
 
     fn write_report(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        report::write_tally(out, &self.tally)?;
+        report::write_tally(out, &self.seen.lock().tally)?;
         writeln!(out)?;
         let traces = self.traces.as_mut().map_or_else(Vec::new, Traces::flush);
         for trace in &traces {
@@ -143,7 +152,7 @@ impl Outputs {
         if std::mem::replace(&mut self.is_shown, true) {
             return;
         }
-        self.log.end();
+        self.seen.lock().log.end();
         if self.has_stats {
             self.report();
         }
@@ -163,7 +172,7 @@ impl Outputs {
     fn write_metrics(&mut self) {
         self.numbers.lost_in_file = self.traces.as_ref().map_or(0, Traces::lost);
         let metrics = self.metrics.as_ref();
-        let written = metrics.map(|metrics| metrics.write(&self.tally, &self.numbers));
+        let written = metrics.map(|metrics| metrics.write(&self.seen.lock().tally, &self.numbers));
         if let Some(Err(error)) = written {
             self.complain(format_args!("{error:#}"));
         }

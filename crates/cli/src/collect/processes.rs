@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The VMM, and what else has vCPUs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Processes {
     vmm: u32,
     /// Those that lived when they were looked at last.
@@ -41,6 +41,14 @@ impl Processes {
     /// Whether there was somebody but the VMM itself.
     pub(super) fn others_live(&self) -> bool {
         self.living.keys().any(|pid| *pid != self.vmm)
+    }
+
+    /// Sends a signal to all that live.
+    pub(super) fn signal(&self, signal: Signal) {
+        for process in self.living.values() {
+            // One that has ended meanwhile needs none.
+            let _ = pidfd_send_signal(process, signal);
+        }
     }
 
     /// Whether this one lived; of 0, nothing is known.

@@ -49,9 +49,12 @@ pub(crate) struct Args {
     /// Write each MSR access to a trace: see `export` and `learn`
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
-    /// Which accesses are seen [default: auto for a trace, else off]
+    /// Which accesses are seen [default: with --trace or --top auto, else off]
     #[arg(long, value_enum)]
     pub(super) observe: Option<Observe>,
+    /// Show what becomes of the guest's accesses while it runs: see `top`
+    #[arg(long, conflicts_with = "json")]
+    pub(super) top: bool,
     /// Exit status 1 if the policy answered an access with a fault
     #[arg(long)]
     pub(super) strict: bool,

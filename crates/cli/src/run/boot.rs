@@ -4,26 +4,28 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use msrgate_core::{Event, Kick, Recorder, Vcpu, Vm};
-use msrgate_machine::{End, Guest, Machine, Rules};
+use msrgate_machine::{End, Guest, Machine, Rules, StopCause, Stopper};
 use msrgate_trace::Observation;
 
 use super::Args;
 use super::args::Place;
-use super::reload::Reload;
+use super::keyboard::{TypedTo, type_input};
+use super::reload;
 use super::signals::{stop_in_time, stop_on_signal};
 use super::status::Status as StatusLine;
-use super::terminal::{RawTerminal, TypedTo, type_input};
 use crate::Status;
 use crate::console::{Console, Cursor};
 use crate::log::Log;
 use crate::report::{self, Report, Stats};
+use crate::seen::{Seen, Shared};
 use crate::tally::Tally;
+use crate::terminal::Raw;
 use crate::trace::{Producer, Trace};
+use crate::view::{Subject, View, Window};
 
 /// How long the end waits for who reads the console.
 const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
@@ -40,22 +42,13 @@ pub(super) struct Setup<'a> {
     pub(super) observation: Observation,
     /// With a producer for each vCPU.
     pub(super) trace: Option<(Trace, Vec<Producer>)>,
-}
-
-/// What the events of all vCPUs come to.
-pub(super) struct Seen {
-    pub(super) tally: Tally,
-    pub(super) log: Log,
-}
-
-/// Nobody panics while he holds it.
-pub(super) fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For who wants to see it live.
+    pub(super) window: Option<Window>,
 }
 
 /// Where the events of a vCPU go. The RIP costs a system call on KVM: it is asked for where a trace keeps it.
 struct Events<const WITH_RIP: bool> {
-    seen: Arc<Mutex<Seen>>,
+    seen: Shared,
     trace: Option<Producer>,
 }
 
@@ -64,9 +57,7 @@ impl<const WITH_RIP: bool> Recorder for Events<WITH_RIP> {
 
     fn record(&mut self, event: &Event) {
         self.trace.record(event);
-        let mut seen = lock(&self.seen);
-        seen.tally.record(event);
-        seen.log.record(event);
+        self.seen.lock().record(event);
     }
 }
 
@@ -91,18 +82,19 @@ where
     <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
 {
     let args = setup.args;
-    let console = Console::new(stream(args)?).context("cannot start the console's thread")?;
+    let stream = stream(args, setup.window.as_ref())?;
+    let console = Console::new(stream).context("cannot start the console's thread")?;
     let one_screen = args.console == Place::On
-        && (args.json || (io::stdout().is_terminal() && io::stderr().is_terminal()));
-    let seen = Arc::new(Mutex::new(Seen {
+        && (args.json || args.top || (io::stdout().is_terminal() && io::stderr().is_terminal()));
+    let seen = Shared::new(Seen {
         tally: Tally::default(),
         log: Log::new(one_screen.then(|| console.clone())),
-    }));
+    });
     let (trace, producers) = setup.trace.unzip();
     let mut producers = producers.into_iter().flatten();
     let recorders = (0..args.cpus)
         .map(|_| Events::<WITH_RIP> {
-            seen: Arc::clone(&seen),
+            seen: seen.clone(),
             trace: producers.next(),
         })
         .collect();
@@ -113,17 +105,12 @@ where
         machine.observe_msrs()?;
     }
     let surroundings = surround(args, setup.guest.is_linux(), &machine, &seen, &console)?;
-    if let Some(path) = &args.policy {
-        let reload = Reload {
-            path: path.clone(),
-            files: setup.files,
-            observation: setup.observation,
-            watch: args.watch,
-            reloader: machine.reloader(),
-            stopper: machine.stopper(),
-        };
-        reload.start()?;
-    }
+    let title = format!("msrgate: {} on {}", args.guest_name(), setup.backend);
+    let view = setup
+        .window
+        .map(|window| begin_view(window, title, &seen, machine.stopper(), &console));
+    let view = view.transpose()?;
+    reload::start(args, setup.files, setup.observation, &machine)?;
     let start = Instant::now();
     let end = machine.run();
     let time = start.elapsed();
@@ -137,10 +124,12 @@ where
     let throttled = machine.throttled();
     // The trace ends when its producers are gone.
     drop(machine.into_recorders());
-    let mut seen = lock(&seen);
-    seen.log.end();
     let trace = trace.map(Trace::finish);
-    if !console.settle(CONSOLE_LIMIT)? {
+    let has_settled = console.settle(CONSOLE_LIMIT);
+    view.map(View::end).transpose()?;
+    let mut seen = seen.lock();
+    seen.log.end();
+    if !has_settled? {
         bail!(
             "nobody reads the guest's console: what it wrote last is lost, and the table not shown"
         );
@@ -161,7 +150,7 @@ where
 
 /// What goes on around a guest until it is dropped.
 struct Surroundings {
-    _terminal: Option<RawTerminal>,
+    _terminal: Option<Raw>,
     _status: Option<StatusLine>,
 }
 
@@ -170,20 +159,20 @@ fn surround<V, R: Recorder>(
     args: &Args,
     is_linux: bool,
     machine: &Machine<V, R, Console>,
-    seen: &Arc<Mutex<Seen>>,
+    seen: &Shared,
     console: &Console,
 ) -> anyhow::Result<Surroundings>
 where
     V: Vm + Send + Sync + 'static,
     <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
 {
-    stop_on_signal(machine.stopper(), console.clone())?;
+    stop_on_signal(args, machine.stopper(), console.clone())?;
     if args.guest.is_none() {
         stop_in_time(machine.stopper());
     }
     let mut terminal = None;
-    if is_linux && args.console == Place::On {
-        terminal = RawTerminal::take();
+    if is_linux && args.console == Place::On && !args.top {
+        terminal = Raw::take();
         if terminal.is_some() {
             anstream::eprintln!("msrgate: Ctrl-A X ends the guest");
         }
@@ -197,20 +186,41 @@ where
             type_input(guest, terminal.is_some());
         }
     }
-    let status = || StatusLine::start(machine.meter(), Arc::clone(seen));
+    let status = || StatusLine::start(machine.meter(), seen.clone());
     Ok(Surroundings {
         _terminal: terminal,
-        _status: (args.console != Place::On).then(status),
+        _status: (args.console != Place::On && !args.top).then(status),
+    })
+}
+
+/// Shows what is seen of the guest; to quit is to stop it.
+fn begin_view<K: Kick + 'static>(
+    window: Window,
+    title: String,
+    seen: &Shared,
+    stopper: Stopper<K>,
+    console: &Console,
+) -> anyhow::Result<View> {
+    let console = console.clone();
+    window.begin(Subject {
+        title,
+        seen: seen.clone(),
+        quit: move || {
+            stopper.stop(StopCause::Interrupt);
+            console.abandon();
+        },
+        ending: "The guest is being stopped.",
     })
 }
 
 /// Where the guest's console goes.
-fn stream(args: &Args) -> anyhow::Result<Box<dyn Write + Send>> {
-    Ok(match &args.console {
-        Place::On if args.json => Box::new(io::stderr()),
-        Place::On => Box::new(io::stdout()),
-        Place::Off => Box::new(io::sink()),
-        Place::File(path) => {
+fn stream(args: &Args, window: Option<&Window>) -> anyhow::Result<Box<dyn Write + Send>> {
+    Ok(match (&args.console, window) {
+        (Place::On, Some(window)) => Box::new(window.writer()?),
+        (Place::On, None) if args.json => Box::new(io::stderr()),
+        (Place::On, None) => Box::new(io::stdout()),
+        (Place::Off, _) => Box::new(io::sink()),
+        (Place::File(path), _) => {
             let file = File::create(path);
             Box::new(file.with_context(|| format!("cannot write {}", path.display()))?)
         }

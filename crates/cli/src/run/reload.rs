@@ -10,31 +10,49 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use msrgate_core::{Kick, Vm};
-use msrgate_machine::{Reloader, StopCause, Stopper};
+use msrgate_core::{Kick, Recorder, Vcpu, Vm};
+use msrgate_machine::{Machine, Reloader, StopCause, Stopper};
 use msrgate_policy::Compiled;
 use msrgate_trace::Observation;
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 
+use super::Args;
+use crate::console::Console;
 use crate::policy::compile_file_with;
 use crate::{host, warn};
 
 /// How often the files are looked at.
 const PERIOD: Duration = Duration::from_millis(250);
 
-/// Replaces the policy of a guest from a thread of its own.
-pub(super) struct Reload<V, K> {
-    /// The policy file, as it was given.
-    pub(super) path: PathBuf,
-    /// It, and what it includes.
-    pub(super) files: BTreeSet<PathBuf>,
-    /// Which accesses are to be seen.
-    pub(super) observation: Observation,
-    /// Whether to look at them.
-    pub(super) watch: bool,
-    pub(super) reloader: Reloader<V>,
-    pub(super) stopper: Stopper<K>,
+/// Begins to wait for a reason, in a thread of its own. `files`: where the policy was read from.
+pub(super) fn start<V, R>(
+    args: &Args,
+    files: BTreeSet<PathBuf>,
+    observation: Observation,
+    machine: &Machine<V, R, Console>,
+) -> anyhow::Result<()>
+where
+    V: Vm + Send + Sync + 'static,
+    <V::Vcpu as Vcpu>::Kicker: Kick + 'static,
+    R: Recorder,
+{
+    let Some(path) = args.policy.clone() else {
+        return Ok(());
+    };
+    let reload = Reload {
+        path,
+        seen: Seen::of(&files),
+        had_terminal: has_terminal(),
+        files,
+        observation,
+        watch: args.watch,
+        reloader: machine.reloader(),
+        stopper: machine.stopper(),
+    };
+    let signals = Signals::new([SIGHUP]).context("cannot catch SIGHUP")?;
+    thread::spawn(move || reload.wait(signals));
+    Ok(())
 }
 
 /// The files that a policy was read from.
@@ -43,37 +61,47 @@ pub(super) fn files(compiled: &Compiled) -> BTreeSet<PathBuf> {
     names.map(PathBuf::from).collect()
 }
 
-impl<V: Vm + Send + Sync + 'static, K: Kick + 'static> Reload<V, K> {
-    /// Begins to wait for a reason.
-    pub(super) fn start(mut self) -> anyhow::Result<()> {
-        let mut signals = Signals::new([SIGHUP]).context("cannot catch SIGHUP")?;
-        let had_terminal = has_terminal();
-        let mut seen = Seen::of(&self.files);
-        thread::spawn(move || {
-            loop {
-                let is_asked = if self.watch {
-                    thread::sleep(PERIOD);
-                    signals.pending().count() != 0
-                } else {
-                    signals.wait().count() != 0
-                };
-                if is_asked && had_terminal && !has_terminal() {
-                    // Nobody is left to see the guest, or to stop it.
-                    self.stopper.stop(StopCause::Interrupt);
-                }
-                let has_changed = self.watch && seen.has_settled(&self.files);
-                if is_asked || has_changed {
-                    // From before they are read, so that no change is missed.
-                    seen = Seen::of(&self.files);
-                    let files = self.files.clone();
-                    self.reload();
-                    if self.files != files {
-                        seen = Seen::of(&self.files);
-                    }
+/// Replaces the policy of a guest.
+struct Reload<V, K> {
+    /// The policy file, as it was given.
+    path: PathBuf,
+    /// It, and what it includes.
+    files: BTreeSet<PathBuf>,
+    seen: Seen,
+    had_terminal: bool,
+    /// Which accesses are to be seen.
+    observation: Observation,
+    /// Whether to look at the files.
+    watch: bool,
+    reloader: Reloader<V>,
+    stopper: Stopper<K>,
+}
+
+impl<V: Vm, K: Kick> Reload<V, K> {
+    /// For ever.
+    fn wait(mut self, mut signals: Signals) {
+        loop {
+            let is_asked = if self.watch {
+                thread::sleep(PERIOD);
+                signals.pending().count() != 0
+            } else {
+                signals.wait().count() != 0
+            };
+            if is_asked && self.had_terminal && !has_terminal() {
+                // Nobody is left to see the guest, or to stop it.
+                self.stopper.stop(StopCause::Interrupt);
+            }
+            let has_changed = self.watch && self.seen.has_settled(&self.files);
+            if is_asked || has_changed {
+                // From before they are read, so that no change is missed.
+                self.seen = Seen::of(&self.files);
+                let files = self.files.clone();
+                self.reload();
+                if self.files != files {
+                    self.seen = Seen::of(&self.files);
                 }
             }
-        });
-        Ok(())
+        }
     }
 
     fn reload(&mut self) {

@@ -1,6 +1,5 @@
 //! The status line: how fast the guest is, while its console is not on the terminal.
 
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use msrgate_core::Kick;
 use msrgate_machine::Meter;
 
-use super::boot::{Seen, lock};
+use crate::seen::Shared;
 
 const PERIOD: Duration = Duration::from_millis(500);
 
@@ -17,13 +16,13 @@ pub(super) struct Status(ProgressBar);
 
 impl Status {
     /// Begins to show how far the guest is.
-    pub(super) fn start<K: Kick + 'static>(meter: Meter<K>, seen: Arc<Mutex<Seen>>) -> Self {
+    pub(super) fn start<K: Kick + 'static>(meter: Meter<K>, seen: Shared) -> Self {
         let bar = ProgressBar::new_spinner();
         if bar.is_hidden() {
             return Self(bar);
         }
         bar.set_style(ProgressStyle::with_template("{msg}").expect("this is a template"));
-        lock(&seen).log.print_above(bar.clone());
+        seen.lock().log.print_above(bar.clone());
         let shown = bar.clone();
         thread::spawn(move || {
             let start = Instant::now();
@@ -38,7 +37,7 @@ impl Status {
                 last = now;
                 let rate = u128::from(count) * 1000 / PERIOD.as_millis();
                 let rate = HumanCount(u64::try_from(rate).unwrap_or(u64::MAX));
-                let accesses = HumanCount(lock(&seen).tally.event_count());
+                let accesses = HumanCount(seen.lock().tally.event_count());
                 let seconds = start.elapsed().as_secs_f64();
                 shown.set_message(format!(
                     "msrgate: {seconds:.1} s, {rate} {unit} a second, {accesses} MSR accesses"

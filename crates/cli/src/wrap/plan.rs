@@ -10,18 +10,18 @@ use msrgate_policy::{Compiled, Options};
 use msrgate_trace::channel::{Channel, Rings};
 use msrgate_trace::{Facts, Observation};
 
-use super::{Args, Kvm, Observe};
+use super::{Kvm, Observe, Vmm};
 use crate::collect::tracepoint::Tracepoint;
 use crate::policy::{compile_file_with, compile_source};
 use crate::run::{OBSERVE, policy_facts};
 use crate::{collect, host, warn};
 
 /// What is done to the program.
-pub(super) struct Plan {
+pub(crate) struct Plan {
     pub(super) kvm: Behind,
     /// Who collects what is recorded, if anybody wants it.
-    pub(super) collector: Option<collect::Args>,
-    facts: Facts,
+    pub(crate) collector: Option<collect::Args>,
+    pub(crate) facts: Facts,
     /// `None`: nothing is gated.
     policy: Option<Compiled>,
     /// What is worth a line at the start.
@@ -54,10 +54,10 @@ impl Behind {
 }
 
 impl Plan {
-    /// What the arguments ask for, if that can be had.
-    pub(super) fn of(args: &Args) -> anyhow::Result<Self> {
+    /// What the arguments ask for, if that can be had. `has_stats`: the table is shown.
+    pub(super) fn of(args: &Vmm, has_stats: bool) -> anyhow::Result<Self> {
         let (kvm, mut lines) = behind(args.kvm)?;
-        let wants_to_see = args.trace.is_some() || args.stats || args.metrics.is_some();
+        let wants_to_see = args.trace.is_some() || has_stats || args.metrics.is_some();
         let (observation, why) = observation(args.observe, kvm, wants_to_see)?;
         lines.extend(why);
         let options = Options {
@@ -81,7 +81,7 @@ impl Plan {
         let is_seen = wants_to_see || policy.as_ref().is_some_and(logs);
         let collector = is_seen.then(|| collect::Args {
             trace: args.trace.clone(),
-            stats: args.stats,
+            stats: has_stats,
             metrics: args.metrics.clone(),
             detach: false,
         });
@@ -116,7 +116,7 @@ impl Plan {
     }
 
     /// Says what is worth a line, and who the collector is.
-    pub(super) fn announce(&self, collector: Option<u32>) {
+    pub(crate) fn announce(&self, collector: Option<u32>) {
         for line in &self.lines {
             anstream::eprintln!("msrgate: {line}");
         }

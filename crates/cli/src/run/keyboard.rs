@@ -1,65 +1,17 @@
-//! The terminal as the console of a Linux guest: raw, with Ctrl-A as the key to us; and what is typed, on its way into
-//! the guest.
+//! What is typed, on its way into a Linux guest; on a terminal, with Ctrl-A as the key to us.
 
 use std::io::{self, Read};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use msrgate_core::{Kick, Vm};
 use msrgate_machine::{Keyboard, StopCause, Stopper};
-use rustix::process::getpgrp;
-use rustix::stdio::stdin;
-use rustix::termios::{
-    OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr,
-};
 
 use crate::console::Console;
 
 const CTRL_A: u8 = 1;
 /// A guest that does not read is asked again so often.
 const PATIENCE: Duration = Duration::from_millis(10);
-
-/// What the terminal was before.
-static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
-
-/// The terminal, raw until this is dropped.
-pub(super) struct RawTerminal;
-
-impl RawTerminal {
-    /// `None` where the standard input is no terminal, or belongs to somebody else at the moment.
-    pub(super) fn take() -> Option<Self> {
-        if !isatty(stdin()) || tcgetpgrp(stdin()).ok()? != getpgrp() {
-            return None;
-        }
-        let before = tcgetattr(stdin()).ok()?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        // Our own lines, and a guest's that ends them with a line feed only, still begin at the left.
-        raw.output_modes |= OutputModes::OPOST;
-        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
-        *lock() = Some(before);
-        Some(Self)
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        restore();
-    }
-}
-
-/// Makes the terminal what it was, if it is not. For ways out on which nothing is dropped.
-pub(super) fn restore() {
-    if let Some(before) = lock().take() {
-        // A terminal that is gone needs nothing.
-        let _ = tcsetattr(stdin(), OptionalActions::Drain, &before);
-    }
-}
-
-fn lock() -> MutexGuard<'static, Option<Termios>> {
-    BEFORE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Where keys go.
 pub(super) struct TypedTo<V: Vm, K> {
