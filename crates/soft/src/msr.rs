@@ -13,7 +13,7 @@ use msrgate_core::MsrIndex;
 use msrgate_x86::Cpu;
 
 pub(crate) use guest_cpuid::GuestCpuid;
-pub(crate) use rule::{Feature, Initiator, Refusal};
+pub(crate) use rule::{Feature, Initiator, MCE_CAPABILITIES, Refusal};
 
 use crate::clock::Tsc;
 use crate::kvmclock::KvmClock;
@@ -127,17 +127,24 @@ impl MsrFile {
         }
     }
 
-    /// `KVM_X86_SETUP_MCE`: how many banks there are; whether that is possible.
+    /// `KVM_X86_SETUP_MCE`: how many banks there are, and what of [`MCE_CAPABILITIES`]; whether that is possible.
     pub(crate) fn setup_mce(&mut self, capability: u64) -> bool {
-        let banks = match u8::try_from(capability) {
-            Ok(banks @ 1..=rule::MCE_BANKS) => usize::from(banks),
-            _ => return false,
-        };
+        const EXTENDED_STATES: u64 = 0xff_0000;
+        let [banks, ..] = capability.to_le_bytes();
+        let known = MCE_CAPABILITIES | EXTENDED_STATES | u64::from(banks);
+        if !(1..=rule::MCE_BANKS).contains(&banks) || capability & !known != 0 {
+            return false;
+        }
         if let Some((_, start)) = self.find(rule::MCG_CAP) {
             self.keep(start, capability);
         }
+        if capability & rule::MCG_CTL_P != 0
+            && let Some((_, start)) = self.find(rule::MCG_CTL)
+        {
+            self.keep(start, u64::MAX);
+        }
         if let Some((_, start)) = self.find(rule::MC0_CTL) {
-            for bank in 0..banks {
+            for bank in 0..usize::from(banks) {
                 self.keep(start + 4 * bank, u64::MAX);
             }
         }
@@ -146,7 +153,7 @@ impl MsrFile {
 
     /// How many machine-check banks there are.
     fn mce_banks(&self) -> u64 {
-        self.kept_at(rule::MCG_CAP.0)
+        self.kept_at(rule::MCG_CAP.0) & 0xff
     }
 
     /// Whether the MSR is a part of the vCPU's model, which cannot change once the vCPU has run.

@@ -146,8 +146,7 @@ pub(super) fn put_cpuid(arg: u64, entries: &[kvm_cpuid_entry2]) -> Result<Outcom
     done()
 }
 
-/// No machine-check feature beyond the banks themselves.
 fn get_mce_cap(_: &Arc<System>, arg: u64) -> Result<Outcome, Errno> {
-    client::store(arg, &0_u64)?;
+    client::store(arg, &msr::MCE_CAPABILITIES)?;
     done()
 }

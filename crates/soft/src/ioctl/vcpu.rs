@@ -94,12 +94,12 @@ pub(super) const HANDLERS: &[(u32, Handler<VcpuDescriptor>)] = &[
     (request::GET_LAPIC, irqchip::get_lapic),
     (request::SET_LAPIC, irqchip::set_lapic),
     (request::KVMCLOCK_CTRL, kvmclock_ctrl),
-    // Reports of TPR accesses, and a page for them.
-    (request::TPR_ACCESS_REPORTING, refuse),
-    (request::SET_VAPIC_ADDR, refuse),
+    (request::TPR_ACCESS_REPORTING, tpr_access_reporting),
+    (request::SET_VAPIC_ADDR, irqchip::set_vapic_addr),
 ];
 
-fn refuse(_: &Arc<VcpuDescriptor>, _: u64) -> Result<Outcome, Errno> {
+/// There are no reports.
+fn tpr_access_reporting(_: &Arc<VcpuDescriptor>, _: u64) -> Result<Outcome, Errno> {
     Err(Errno::EINVAL)
 }
 

@@ -438,9 +438,38 @@ pub(super) fn pat(_: &Reader<'_>, value: u64) -> bool {
     types.all(|kind| is_memory_type(kind) || kind == 7)
 }
 
-/// IA32_MCG_CAP and the first of the four MSRs of a bank.
+/// IA32_MCG_CAP, IA32_MCG_CTL, and the first of the four MSRs of a bank.
 pub(super) const MCG_CAP: MsrIndex = MsrIndex(0x179);
+pub(super) const MCG_CTL: MsrIndex = MsrIndex(0x17b);
 pub(super) const MC0_CTL: MsrIndex = MsrIndex(0x400);
+
+/// Bits of IA32_MCG_CAP: there is IA32_MCG_CTL, and recovery by software.
+pub(super) const MCG_CTL_P: u64 = 1 << 8;
+const MCG_SER_P: u64 = 1 << 24;
+/// `KVM_X86_GET_MCE_CAP_SUPPORTED`.
+pub(crate) const MCE_CAPABILITIES: u64 = MCG_CTL_P | MCG_SER_P;
+
+fn has_mcg_ctl(file: &MsrFile) -> bool {
+    file.kept_at(MCG_CAP.0) & MCG_CTL_P != 0
+}
+
+/// IA32_MCG_CTL without its capability: a host reads 0.
+pub(super) fn read_mcg_ctl(access: &Reader<'_>) -> Result<u64, Refusal> {
+    unless(access.by == Initiator::Guest && !has_mcg_ctl(access.file))?;
+    Ok(access.value())
+}
+
+/// All banks on or all off. Without its capability a host may write 0.
+pub(super) fn write_mcg_ctl(access: &mut Writer<'_>, value: u64) -> Result<(), Refusal> {
+    let refused = if has_mcg_ctl(access.file) {
+        value != 0 && value != u64::MAX
+    } else {
+        value != 0 || access.is_guest()
+    };
+    unless(refused)?;
+    access.keep(value);
+    Ok(())
+}
 
 /// A host may lower the number of banks (`KVM_X86_SETUP_MCE`); what is beyond is INVAL.
 fn bank_exists(access: &Reader<'_>, per_bank: u32) -> Result<(), Refusal> {

@@ -75,7 +75,7 @@ pub(crate) static ROWS: &[Row] = &[
     row(0x0000_0176, 1,    Both,  LISTED, Cpu(SysenterEip),   Nothing,                   Value,           By(rule::write_sysenter)),     // IA32_SYSENTER_EIP
     row(0x0000_0179, 1,    Both,  HIDDEN, Kept(rule::MCE_BANKS as u64), Nothing,         Value,           Write::Unknown),               // IA32_MCG_CAP
     row(0x0000_017a, 1,    Both,  LISTED, Kept(0),            Nothing,                   Value,           Any),                          // IA32_MCG_STATUS
-    row(0x0000_017b, 1,    Both,  LISTED, Kept(0),            Host,                      Value,           Bits(0)),                      // IA32_MCG_CTL (no MCG_CTL_P)
+    row(0x0000_017b, 1,    Both,  LISTED, Kept(0),            Nothing,                   ReadBy(rule::read_mcg_ctl), By(rule::write_mcg_ctl)),   // IA32_MCG_CTL
     row(0x0000_0186, 2,    Both,  HIDDEN, Nowhere,            Nothing,                   Always(0),       Drop),                         // IA32_PERFEVTSEL0, 1
     row(0x0000_0198, 1,    Both,  HIDDEN, Nowhere,            Nothing,                   Always(4 << 40 | 1000), Write::Unknown),        // IA32_PERF_STATUS
     row(0x0000_0199, 1,    Both,  HIDDEN, Nowhere,            Nothing,                   Always(0),       Write::Unknown),               // IA32_PERF_CTL

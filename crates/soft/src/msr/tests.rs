@@ -229,3 +229,23 @@ fn refused_write_changes_nothing() {
         }
     }
 }
+
+#[test]
+fn machine_check_control_is_there_if_the_host_says_so() {
+    const MCG_CTL: u32 = 0x17b;
+    let mut msrs = Msrs::amd();
+    assert_eq!(msrs.read(MCG_CTL), Err(Invalid));
+    assert_eq!((msrs.get(MCG_CTL), msrs.set(MCG_CTL, 0)), (Ok(0), Ok(())));
+    assert_eq!(msrs.set(MCG_CTL, u64::MAX), Err(Invalid));
+    // No bank, too many, a capability that is not there (MCG_CMCI_P).
+    for capability in [0x100, 33, 1 << 10 | 10] {
+        assert!(!msrs.file.setup_mce(capability), "{capability:#x}");
+    }
+    assert!(msrs.file.setup_mce(0x0100_010a));
+    assert_eq!(msrs.read(0x179), Ok(0x0100_010a));
+    assert_eq!(msrs.read(MCG_CTL), Ok(u64::MAX));
+    assert_eq!(msrs.write(MCG_CTL, 1), Err(Invalid), "all or none");
+    assert_eq!(msrs.write(MCG_CTL, 0), Ok(()));
+    assert_eq!(msrs.read(0x400 + 4 * 9), Ok(u64::MAX), "the last bank");
+    assert_eq!(msrs.read(0x400 + 4 * 10), Err(Invalid));
+}
