@@ -64,12 +64,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let folder = shell::target_dir().join("boot");
     fs::create_dir_all(&folder).context("cannot make the folder of the guests")?;
     let initrd = folder.join("initrd.img");
-    let mut image = Image::with_busybox(&folder.join("stripped"))?;
-    image.add("/init", 0o755, INIT.into());
-    image.store(&initrd)?;
+    write_initrd(&initrd)?;
     let mut failures = 0;
     for series in SERIES {
-        let kernel = match Kernel::of_series(series, &shell::target_dir().join("lab/kernel")) {
+        let kernel = match kernel(series) {
             Ok(kernel) => kernel,
             Err(error) => {
                 println!("SKIP(boot {series}): {error:#}");
@@ -104,6 +102,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// The newest kernel of a series.
+pub(crate) fn kernel(series: &str) -> Result<Kernel> {
+    Kernel::of_series(series, &shell::target_dir().join("lab/kernel"))
+}
+
+/// An initramfs that says it is there and switches off.
+pub(crate) fn write_initrd(path: &Path) -> Result<()> {
+    let mut image = Image::with_busybox(&path.with_extension("stripped"))?;
+    image.add("/init", 0o755, INIT.into());
+    image.store(path)
 }
 
 /// A kernel with its initramfs.

@@ -9,6 +9,7 @@ mod boot;
 mod ci;
 mod fuzz;
 mod lab;
+mod picture;
 mod selftest;
 mod shell;
 
@@ -36,6 +37,8 @@ enum Verb {
     Fuzz(fuzz::Options),
     /// Runs the tests on a real kvm-amd or kvm-intel in an emulator; needs no /dev/kvm
     Lab(lab::Options),
+    /// Makes the README's pictures of a real boot, with Chromium
+    Picture,
     /// Builds the KVM selftests of Linux 6.12 and runs them on the real and on the embedded KVM
     Selftest(selftest::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> Result<ExitCode> {
         Verb::Ci(options) => ci::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Lab(options) => lab::run(&options),
+        Verb::Picture => picture::run(),
         Verb::Selftest(options) => selftest::run(&options),
     }
 }

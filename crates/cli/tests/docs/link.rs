@@ -4,21 +4,33 @@ use std::fs;
 use std::path::Path;
 
 use pulldown_cmark::{Event, Parser, Tag, TagEnd};
+use regex::Regex;
 
 /// The links of a document that lead nowhere.
 pub(crate) fn mistakes(path: &Path, text: &str) -> Vec<String> {
     let mut mistakes = Vec::new();
     for event in Parser::new(text) {
-        let (Event::Start(Tag::Link { dest_url, .. }) | Event::Start(Tag::Image { dest_url, .. })) =
-            event
-        else {
-            continue;
+        let links = match event {
+            Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
+                vec![dest_url.into_string()]
+            }
+            Event::Html(html) | Event::InlineHtml(html) => sources(&html),
+            _ => continue,
         };
-        if !dest_url.contains("://") && !leads_somewhere(path, text, &dest_url) {
-            mistakes.push(format!("{dest_url}: leads nowhere"));
+        for link in links {
+            if !link.contains("://") && !leads_somewhere(path, text, &link) {
+                mistakes.push(format!("{link}: leads nowhere"));
+            }
         }
     }
     mistakes
+}
+
+/// What HTML shows: `<img src="…">`.
+fn sources(html: &str) -> Vec<String> {
+    let attribute = Regex::new(r#"\b(?:src|srcset)="([^"]*)""#).expect("it is one");
+    let found = attribute.captures_iter(html);
+    found.map(|found| found[1].to_owned()).collect()
 }
 
 fn leads_somewhere(path: &Path, text: &str, link: &str) -> bool {
