@@ -103,6 +103,39 @@ fn missing_library_says_how_to_make_it() {
     assert!(text(&output).contains("MSRGATE_PRELOAD names /no/such/library.so"));
 }
 
+/// As `cargo build`, a package and `cargo install` leave it.
+#[test]
+fn library_is_found_beside_the_program_or_in_lib_or_asked_for() {
+    const LIBRARY: &str = "libmsrgate_preload.so";
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let (bin, lib) = (folder.path().join("bin"), folder.path().join("lib/msrgate"));
+    for folder in [&bin, &lib] {
+        fs::create_dir_all(folder).expect("a folder");
+    }
+    let program = bin.join("msrgate");
+    fs::hard_link(env!("CARGO_BIN_EXE_msrgate"), &program).expect("one file system");
+    let run = || {
+        let mut wrap = Command::new(&program);
+        wrap.args(["wrap", "--kvm", "soft", "sh", "-c", "echo $LD_PRELOAD"]);
+        wrap.env_remove("MSRGATE_PRELOAD").env_remove("LD_PRELOAD");
+        wrap.output().expect("msrgate runs")
+    };
+    let without = run();
+    assert_eq!(without.status.code(), Some(2));
+    let packaged = lib.join(LIBRARY);
+    let advice = format!(
+        "\ninstall -D target/release/{LIBRARY} {}\n",
+        packaged.display()
+    );
+    assert!(text(&without).ends_with(&advice), "{}", text(&without));
+    for (place, name) in [(packaged, "packaged.so"), (bin.join(LIBRARY), "beside.so")] {
+        let library = folder.path().join(name);
+        fs::copy(any_library(), &library).expect("a copy");
+        std::os::unix::fs::symlink(&library, place).expect("a link");
+        assert_eq!(text(&run()), format!("{}\n", library.display()));
+    }
+}
+
 fn refused(arguments: &[&str], why: &str) {
     let output = wrap(arguments);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}");

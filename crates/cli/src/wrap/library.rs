@@ -44,16 +44,15 @@ fn find() -> anyhow::Result<PathBuf> {
     }
     let program = env::current_exe().context("cannot tell where this program is")?;
     let folder = program.parent().unwrap_or(Path::new("/"));
-    let places = [
-        folder.join(LIBRARY),
-        folder.join("../lib/msrgate").join(LIBRARY),
-    ];
+    let package = folder.parent().unwrap_or(folder).join("lib/msrgate");
+    let places = [folder.join(LIBRARY), package.join(LIBRARY)];
     let found = places.iter().find_map(|place| place.canonicalize().ok());
     found.with_context(|| {
+        let [beside, packaged] = places.each_ref().map(|place| place.display());
         format!(
-            "{LIBRARY} is neither in {} nor in ../lib/msrgate; `cargo build --release` makes it, or \
-             MSRGATE_PRELOAD names it",
-            folder.display()
+            "there is neither {beside} nor {packaged}, which `cargo install` does not bring; where msrgate's source is:\n\
+             cargo build --release -p msrgate-preload\n\
+             install -D target/release/{LIBRARY} {packaged}"
         )
     })
 }
