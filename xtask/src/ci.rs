@@ -87,6 +87,11 @@ const STEPS: &[Step] = &[
         environment: &[],
     },
     Step {
+        name: "package",
+        cargo: &["xtask", "deb", "--try"],
+        environment: &[],
+    },
+    Step {
         name: "lab",
         cargo: &["xtask", "lab", "--if-installed"],
         environment: &[],

@@ -9,6 +9,7 @@ mod boot;
 mod ci;
 mod fuzz;
 mod lab;
+mod package;
 mod picture;
 mod selftest;
 mod shell;
@@ -33,6 +34,8 @@ enum Verb {
     Boot(boot::Options),
     /// Everything that CI runs, in CI's order; stops at nothing and counts what failed
     Ci(ci::Options),
+    /// Builds the Debian package
+    Deb(package::Options),
     /// Tries a reader of files with bytes that are made up, until it fails or is ended
     Fuzz(fuzz::Options),
     /// Runs the tests on a real kvm-amd or kvm-intel in an emulator; needs no /dev/kvm
@@ -48,6 +51,7 @@ fn main() -> Result<ExitCode> {
         Verb::Abi => abi::run(),
         Verb::Boot(options) => boot::run(&options),
         Verb::Ci(options) => ci::run(&options),
+        Verb::Deb(options) => package::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Lab(options) => lab::run(&options),
         Verb::Picture => picture::run(),
