@@ -1,9 +1,10 @@
-//! Breakpoints of the debug registers: on instructions, before they run, and on data, after the access. A host may
-//! put its own in the place of the guest's ([`Config::breakpoints`](crate::Config::breakpoints)).
+//! Breakpoints of the debug registers: on instructions, before they run, and on data and ports, after the access. A
+//! host may put its own in the place of the guest's ([`Config::breakpoints`](crate::Config::breakpoints)).
 //!
 //! While any is enabled, instructions run one at a time. Pages with a breakpoint on data are kept out of the TLB, so
-//! that accesses to them go the slow way, which asks here. Breakpoints on ports (CR4.DE) are not there.
+//! that accesses to them go the slow way, which asks here.
 
+use crate::control::cr4;
 use crate::op::Op;
 use crate::state::DebugRegisters;
 use crate::walk::AccessKind;
@@ -12,6 +13,7 @@ use crate::{Cpu, PAGE_BYTES, seg};
 /// What a breakpoint is on: the two bits of DR7 for each.
 const INSTRUCTION: u64 = 0;
 const STORE: u64 = 1;
+const PORT: u64 = 2;
 const ACCESS: u64 = 3;
 /// DR7: the local and global enables.
 const ENABLES: u64 = 0xff;
@@ -25,7 +27,7 @@ impl DebugRegisters {
         (0..4).filter(is_on)
     }
 
-    /// First and last byte of a breakpoint on data.
+    /// First and last byte, or port, of a breakpoint that is not on an instruction.
     fn span(&self, i: usize) -> (u64, u64) {
         let below = match self.dr7 >> (18 + 4 * i) & 3 {
             0 => 0,
@@ -95,11 +97,22 @@ impl Cpu {
             AccessKind::Read => [ACCESS; 2],
             AccessKind::Write => [STORE, ACCESS],
         };
+        self.note_met(kinds, linear, len_bytes);
+    }
+
+    /// The same for ports. Without CR4.DE there are no breakpoints on them: the manual leaves open what they do.
+    pub(crate) fn watch_ports(&mut self, port: u16, len_bytes: usize) {
+        if self.cr4 & cr4::DE != 0 {
+            self.note_met([PORT; 2], port.into(), len_bytes);
+        }
+    }
+
+    fn note_met(&mut self, kinds: [u64; 2], first: u64, len_bytes: usize) {
         let debug = self.debug_in_force();
-        let last = linear.wrapping_add(len_bytes as u64 - 1);
+        let last = first.wrapping_add(len_bytes as u64 - 1);
         for i in debug.enabled(kinds) {
             let (from, to) = debug.span(i);
-            if linear <= to && from <= last {
+            if first <= to && from <= last {
                 self.watched |= 1 << i;
             }
         }

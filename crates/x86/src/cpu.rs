@@ -70,7 +70,7 @@ pub struct Cpu {
 
     /// What [`Exit::Fault`] is about.
     pub(crate) fault: Fault,
-    /// What [`Exit::Stop`] and [`Exit::StopAfter`] are about.
+    /// What [`Exit::Stop`] and its kin are about.
     pub(crate) stop: Stop,
     /// Length of the instruction that stopped before retirement.
     pub(crate) stopped_len: u8,
@@ -312,6 +312,12 @@ impl Cpu {
     pub(crate) fn stop_after(&mut self, stop: Stop) -> Exit {
         self.stop = stop;
         Exit::StopAfter
+    }
+
+    /// Notes why to stop between two portions of a repeated instruction, for `Err(cpu.stop_between(..))`.
+    pub(crate) fn stop_between(&mut self, stop: Stop) -> Exit {
+        self.stop = stop;
+        Exit::StopRepeat
     }
 
     /// Queues an exception for delivery before the next instruction.

@@ -27,6 +27,8 @@ pub(crate) enum Exit {
     Leave,
     /// One portion of a repeated instruction is done: RIP stays, and it is not retired.
     Repeat,
+    /// Likewise, and [`Cpu::stop_between`] was called.
+    StopRepeat,
     /// Nothing has changed; execute this instruction again, alone, in the careful mode that MMIO
     /// and stores into code need.
     Careful,

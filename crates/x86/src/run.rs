@@ -144,7 +144,7 @@ impl Cpu {
             }
             _ => self.mmio.commit(),
         }
-        let repeats = flow == Err(Exit::Repeat);
+        let repeats = matches!(flow, Err(Exit::Repeat | Exit::StopRepeat));
         // IRET may have set RF for what follows; everybody else clears it.
         if resume && !repeats && flow != Err(Exit::Jump) {
             self.flags.put(flags::RF, false);
@@ -178,7 +178,7 @@ impl Cpu {
                 self.retired += 1;
                 return Err(self.stop);
             }
-            Exit::Fault | Exit::Stop | Exit::Repeat | Exit::Careful => {
+            Exit::Fault | Exit::Stop | Exit::Repeat | Exit::StopRepeat | Exit::Careful => {
                 self.rip = self.rip_of(op);
                 self.stopped_len = op.len;
                 return self.leave(bus, exit);
@@ -194,7 +194,7 @@ impl Cpu {
                 let fault = self.fault;
                 self.deliver_or_stop(bus, fault)
             }
-            Exit::Stop => Err(self.stop),
+            Exit::Stop | Exit::StopRepeat => Err(self.stop),
             _ => Ok(()),
         }
     }

@@ -210,6 +210,117 @@ fn repeated_store_traps_behind_the_element_that_meets_the_breakpoint() {
     assert_eq!(stops(&code, 1, 0x30_0008, STORE_4), [(2, 2)]);
 }
 
+const PORT_1: u64 = 0b0010;
+const PORT_2: u64 = 0b0110;
+const PORT_4: u64 = 0b1110;
+
+/// Runs code with DX at 0x3f8, RCX at 3 and one breakpoint; what came of it, as (bytes behind the start, RCX, DR6) where
+/// it trapped, and how many elements went in or out.
+fn port_stops(
+    code: &[u8],
+    i: u32,
+    address: u64,
+    bits: u64,
+    cr4_de: u64,
+) -> (Vec<(u64, u64, u64)>, u32) {
+    let mut m = trapping(code);
+    let mut system = m.cpu.system_registers();
+    system.cr4 |= cr4_de << 3;
+    m.cpu.set_system_registers(&system);
+    m.set(|r| (r.rdx, r.rdi, r.rsi, r.rcx) = (0x3f8, 0x30_0000, 0x31_0000, 3));
+    let mut debug = DebugRegisters {
+        dr7: dr7(i, bits),
+        ..DebugRegisters::default()
+    };
+    debug.db[i as usize] = address;
+    m.cpu.set_debug_registers(debug);
+    let (mut stops, mut elements) = (Vec::new(), 0);
+    loop {
+        match m.run(20) {
+            Stop::Debug { vector, rip, dr6 } => {
+                assert_eq!(vector, 1);
+                stops.push((rip - CODE, m.cpu.registers().rcx, dr6));
+            }
+            Stop::IoIn { .. } => m.cpu.complete_io_in(0x5a),
+            Stop::IoOut { .. } => elements += 1,
+            Stop::Hlt => return (stops, elements),
+            stop => panic!("{stop:?}"),
+        }
+    }
+}
+
+/// SDM vol. 3, 19.2.4 and 19.3.1.2: with CR4.DE, R/W 10b is a port, of the breakpoint's length, and traps behind the access.
+#[test]
+fn port_breakpoints_trap_behind_the_access() {
+    let trapped = |code: &[u8], port, bits| port_stops(code, 0, port, bits, 1).0;
+    let output = [0x90, 0xee, 0x90, 0xf4]; // nop; out dx, al; nop; hlt
+    let input = [0x90, 0xec, 0x90, 0xf4]; // nop; in al, dx; nop; hlt
+    for i in 0..4 {
+        let once = vec![(2, 3, 1 << i)];
+        assert_eq!(port_stops(&output, i, 0x3f8, PORT_1, 1), (once.clone(), 1));
+        assert_eq!(port_stops(&input, i, 0x3f8, PORT_1, 1), (once, 0));
+        assert_eq!(port_stops(&output, i, 0x3f8, PORT_1, 0), (vec![], 1));
+        assert_eq!(port_stops(&input, i, 0x3f8, PORT_1, 0), (vec![], 0));
+    }
+    assert_eq!(trapped(&output, 0x3f9, PORT_1), []);
+    assert_eq!(trapped(&output, 0x3f9, PORT_2), [(2, 3, 1)], "0x3f8, 0x3f9");
+    assert_eq!(
+        trapped(&output, 0x3fb, PORT_4),
+        [(2, 3, 1)],
+        "its address is aligned"
+    );
+    assert_eq!(trapped(&output, 0x3f4, PORT_4), []);
+    let wide = [0xef, 0xf4]; // out dx, eax; hlt
+    assert_eq!(
+        trapped(&wide, 0x3fb, PORT_1),
+        [(1, 3, 1)],
+        "the last of its ports"
+    );
+    assert_eq!(trapped(&wide, 0x3fc, PORT_1), []);
+    let immediate = [0xe4, 0x60, 0xf4]; // in al, 0x60; hlt
+    assert_eq!(trapped(&immediate, 0x60, PORT_1), [(2, 3, 1)]);
+    // An address is no port, and a port is no address.
+    assert_eq!(trapped(&output, 0x3f8, ACCESS_1), []);
+    let store = [0x89, 0x07, 0xf4]; // mov [rdi], eax; hlt
+    assert_eq!(trapped(&store, 0x30_0000, PORT_4), []);
+}
+
+/// SDM vol. 3, 19.3.1.2: a repeated INS or OUTS traps behind each element that meets the breakpoint.
+#[test]
+fn repeated_port_access_traps_behind_each_element() {
+    let each = [(0, 2, 1), (0, 1, 1), (2, 0, 1)];
+    for (code, out) in [(0x6c, 0), (0x6e, 3)] {
+        let code = [0xf3, code, 0xf4]; // rep insb or outsb; hlt
+        let (stops, elements) = port_stops(&code, 0, 0x3f8, PORT_1, 1);
+        assert_eq!((&stops[..], elements), (&each[..], out), "{code:x?}");
+        let (stops, elements) = port_stops(&code, 0, 0x3f8, PORT_1, 0);
+        assert_eq!((&stops[..], elements), (&[][..], out), "{code:x?}");
+    }
+    // What OUTS reads is watched like any other load.
+    let load = [0xf3, 0x6e, 0xf4];
+    let (stops, elements) = port_stops(&load, 2, 0x31_0001, ACCESS_1, 0);
+    assert_eq!((&stops[..], elements), (&[(0, 1, 4)][..], 3));
+}
+
+#[test]
+fn tf_traps_behind_each_element_of_a_repeated_port_access() {
+    for code in [0x6c, 0x6e] {
+        let mut m = trapping(&[0xf3, code, 0xf4]);
+        m.set(|r| (r.rdx, r.rdi, r.rsi, r.rcx) = (0x3f8, 0x30_0000, 0x31_0000, 2));
+        m.set(|r| r.rflags = TF);
+        let mut traps = Vec::new();
+        while traps.len() < 2 {
+            match m.run(20) {
+                Stop::Debug { rip, dr6, .. } => traps.push((rip - CODE, dr6)),
+                Stop::IoIn { .. } => m.cpu.complete_io_in(0),
+                Stop::IoOut { .. } => {}
+                stop => panic!("{stop:?}"),
+            }
+        }
+        assert_eq!(traps, [(0, DR6_BS), (2, DR6_BS)], "{code:#x}");
+    }
+}
+
 #[test]
 fn access_that_faults_meets_no_breakpoint() {
     // mov eax, [rsi + ...] of a page that is not there, with the breakpoint on it; the handler of #PF is HLT.

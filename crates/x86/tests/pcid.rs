@@ -97,6 +97,68 @@ fn invpcid_makes_a_changed_entry_visible() {
     }
 }
 
+/// SDM vol. 3, 5.10.2.2: a translation is used for the PCID that it was made for, also where CR3 is written with bit 63,
+/// which keeps translations.
+#[test]
+fn each_pcid_has_its_own_pages() {
+    const OTHER: u64 = 0x31_0000;
+    const PAGE: u64 = 0x60_0000;
+    let mut m = kernel(|a| {
+        for to in [rbx, rcx] {
+            a.mov(to, qword_ptr(rdi))?;
+            a.mov(cr3, rax)?;
+            a.mov(to, qword_ptr(rdi))?;
+            a.mov(cr3, rdx)?;
+        }
+        a.mov(r8, qword_ptr(rdi))
+    });
+    // The other tables differ in one page of 2 MiB.
+    m.ram.write_u64(OTHER, (OTHER + 0x1000) | 7);
+    m.ram.write_u64(OTHER + 0x1000, (OTHER + 0x2000) | 7);
+    for i in (0..512).map(|i| 8 * i) {
+        let entry = m.ram.read_u64(TABLES + 0x2000 + i);
+        m.ram.write_u64(OTHER + 0x2000 + i, entry);
+    }
+    m.ram.write_u64(OTHER + 0x2000 + 8 * 3, 0x80_0087);
+    m.ram.write_u64(PAGE, 6);
+    m.ram.write_u64(0x80_0000, 8);
+    let mut system = m.cpu.system_registers();
+    (system.cr4, system.cr3) = (system.cr4 | PCIDE, TABLES | 1);
+    m.cpu.set_system_registers(&system);
+    m.set(|r| (r.rdi, r.rax, r.rdx) = (PAGE, OTHER | 2 | 1 << 63, TABLES | 1 | 1 << 63));
+    m.run(9);
+    let r = m.cpu.registers();
+    assert_eq!((r.rbx, r.rcx, r.r8), (8, 8, 6));
+}
+
+/// SDM vol. 3, 5.10.4.1: what forgets global pages too.
+#[test]
+fn global_page_is_forgotten_with_pcids_and_with_global_pages() {
+    const GLOBAL: u64 = 1 << 8;
+    const PGE: u64 = 1 << 7;
+    for flipped in [PCIDE, PGE] {
+        let mut m = kernel(|a| {
+            a.mov(rbx, qword_ptr(rdi))?;
+            a.mov(qword_ptr(rsi), rcx)?;
+            a.mov(cr4, rax)?;
+            a.mov(rdx, qword_ptr(rdi))
+        });
+        m.ram.write_u64(0x60_0000, 6);
+        m.ram.write_u64(0x80_0000, 8);
+        m.ram.write_u64(0x3000 + 8 * 3, 0x60_0087 | GLOBAL);
+        let mut system = m.cpu.system_registers();
+        system.cr4 |= PCIDE | PGE;
+        m.cpu.set_system_registers(&system);
+        m.set(|r| {
+            (r.rdi, r.rsi, r.rcx) = (0x60_0000, 0x3000 + 8 * 3, 0x80_0087 | GLOBAL);
+            r.rax = system.cr4 & !flipped;
+        });
+        m.run(4);
+        let r = m.cpu.registers();
+        assert_eq!((r.rbx, r.rdx), (6, 8), "{flipped:#x}");
+    }
+}
+
 #[test]
 fn rdrand_answers_what_the_bus_has() {
     const ARITHMETIC: u64 = 0x8d5;

@@ -341,11 +341,19 @@ fn debug_registers_have_aliases_and_a_guard() {
         0xffff_0ff0,
         "DR4 is DR6 without CR4.DE"
     );
-    let mut m = kernel(|a| a.mov(dr4, rax));
-    let mut system = m.cpu.system_registers();
-    system.cr4 |= 1 << 3;
-    m.cpu.set_system_registers(&system);
-    assert_eq!(step(&mut m), Err(UD));
+    let aliases: [&[u8]; 4] = [
+        &[0x0f, 0x23, 0xe0], // mov dr4, rax
+        &[0x0f, 0x21, 0xe0], // mov rax, dr4
+        &[0x0f, 0x23, 0xe8], // mov dr5, rax
+        &[0x0f, 0x21, 0xe8], // mov rax, dr5
+    ];
+    for code in aliases {
+        let mut m = kernel(|a| a.db(code));
+        let mut system = m.cpu.system_registers();
+        system.cr4 |= 1 << 3;
+        m.cpu.set_system_registers(&system);
+        assert_eq!(step(&mut m), Err(UD), "{code:x?}");
+    }
     let mut m = kernel(|a| a.mov(dr7, rax));
     m.set(|r| r.rax = 1 << 32);
     assert_eq!(step(&mut m), Err(GP));

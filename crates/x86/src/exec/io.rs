@@ -46,10 +46,23 @@ const fn string_bytes(code: Code) -> usize {
 }
 
 impl Cpu {
-    /// #GP(0) unless the program may use the ports.
-    fn check_ports<B: Bus>(&mut self, bus: &mut B, port: u16, len_bytes: usize) -> Flow {
+    /// #GP(0) unless the program may use the ports; an access that is made meets their breakpoints.
+    fn reach_ports<B: Bus>(&mut self, bus: &mut B, port: u16, len_bytes: usize) -> Flow {
+        if !self.may_use_ports(bus, port, len_bytes)? {
+            return Err(self.raise(Fault::GP));
+        }
+        self.watch_ports(port, len_bytes);
+        Ok(())
+    }
+
+    fn may_use_ports<B: Bus>(
+        &mut self,
+        bus: &mut B,
+        port: u16,
+        len_bytes: usize,
+    ) -> Result<bool, Exit> {
         if self.is_real() || self.cpl <= self.iopl() && !self.is_v86() {
-            return Ok(());
+            return Ok(true);
         }
         let limit = u64::from(self.tr.limit);
         let has_bitmap = !self.tr.unusable
@@ -64,12 +77,10 @@ impl Cpu {
             if at < limit {
                 let bits: u16 = self.read_system(bus, self.wrap_linear(tss.wrapping_add(at)))?;
                 let wanted = (1_u16 << len_bytes) - 1;
-                if bits >> (port % 8) & wanted == 0 {
-                    return Ok(());
-                }
+                return Ok(bits >> (port % 8) & wanted == 0);
             }
         }
-        Err(self.raise(Fault::GP))
+        Ok(false)
     }
 
     fn port<B, const IMMEDIATE: bool>(&self, op: &Op<B>) -> u16 {
@@ -113,7 +124,7 @@ impl Cpu {
 
 fn input<B: Bus, T: Int, const IMMEDIATE: bool>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
     let port = cpu.port::<B, IMMEDIATE>(op);
-    cpu.check_ports(bus, port, T::BYTES)?;
+    cpu.reach_ports(bus, port, T::BYTES)?;
     match cpu.io_in.take() {
         Some(value) => {
             cpu.set(reg::RAX as u8, T::cut(u64::from(value)));
@@ -128,7 +139,7 @@ fn input<B: Bus, T: Int, const IMMEDIATE: bool>(cpu: &mut Cpu, bus: &mut B, op: 
 
 fn output<B: Bus, T: Int, const IMMEDIATE: bool>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
     let port = cpu.port::<B, IMMEDIATE>(op);
-    cpu.check_ports(bus, port, T::BYTES)?;
+    cpu.reach_ports(bus, port, T::BYTES)?;
     let value = cpu.get::<T>(reg::RAX as u8).zx() as u32;
     Err(cpu.stop_after(Stop::IoOut {
         port,
@@ -145,7 +156,7 @@ fn input_string<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow 
         return Ok(());
     }
     let port = cpu.port::<B, false>(op);
-    cpu.check_ports(bus, port, T::BYTES)?;
+    cpu.reach_ports(bus, port, T::BYTES)?;
     let offset = cpu.gpr[reg::RDI] & mask;
     let linear = cpu.in_segment(seg::ES, offset, T::BYTES, AccessKind::Write)?;
     // The store must not fail once the device has been read.
@@ -173,7 +184,7 @@ fn output_string<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow
         return Ok(());
     }
     let port = cpu.port::<B, false>(op);
-    cpu.check_ports(bus, port, T::BYTES)?;
+    cpu.reach_ports(bus, port, T::BYTES)?;
     let offset = cpu.gpr[reg::RSI] & mask;
     let segment = if op.addressing.is_flat() {
         seg::DS
@@ -189,9 +200,7 @@ fn output_string<B: Bus, T: Int>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow
         value: value.zx() as u32,
     };
     if cpu.count_down(repeated, mask) {
-        // The element is done, the instruction is not: its answered loads are of the past.
-        cpu.mmio.abandon();
-        Err(cpu.stop(stop))
+        Err(cpu.stop_between(stop))
     } else {
         Err(cpu.stop_after(stop))
     }
