@@ -22,7 +22,6 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use msrgate_trace::Observation;
 use msrgate_trace::channel::Channel;
-use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -170,9 +169,9 @@ impl Collector {
         self.outputs.seen()
     }
 
-    /// Sends a signal to all processes that live.
-    pub(crate) fn signal(&self, signal: Signal) {
-        self.processes.signal(signal);
+    /// Waits for nobody but the VMM any more.
+    pub(crate) fn forget_others(&mut self) {
+        self.processes.forget_others();
     }
 
     /// Until the VMM has ended; `between` two looks, there may be more to do.

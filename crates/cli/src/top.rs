@@ -3,12 +3,12 @@
 //! Unlike `wrap`, msrgate stays: the VMM is its child, it is the collector, and it has the terminal. The VMM reads
 //! nothing, and what it writes goes to the view.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc;
 
 use anyhow::Context;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -35,7 +35,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
         .command
         .stdin(Stdio::null())
         .stdout(window.writer()?)
-        .stderr(window.writer()?);
+        .stderr(window.writer()?)
+        // Its own, to which alone signals go: what it says of its processes' pids is not to be trusted.
+        .process_group(0);
     let lent = wrapped.lend_channel()?;
     let Wrapped {
         mut command,
@@ -62,15 +64,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     let mut vmm = command.spawn().with_context(|| cannot_run(&command))?;
     drop((command, lent));
     collector.watch(vmm.id())?;
+    let signal = |signal| {
+        // Fails only if all of them have ended.
+        let _ = kill_process_group(Pid::from_child(&vmm), signal);
+    };
     let mut has_asked = false;
     collector.run(|collector| {
         for () in quits.try_iter() {
-            let is_again = std::mem::replace(&mut has_asked, true);
-            collector.signal(if is_again { Signal::KILL } else { Signal::TERM });
+            if std::mem::replace(&mut has_asked, true) {
+                signal(Signal::KILL);
+                collector.forget_others();
+            } else {
+                signal(Signal::TERM);
+            }
         }
         if signals.pending().count() != 0 {
             has_asked = true;
-            collector.signal(Signal::TERM);
+            signal(Signal::TERM);
         }
     });
     view.end()?;

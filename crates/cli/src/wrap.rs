@@ -28,11 +28,11 @@ use crate::{Status, collect, warn};
 /// and use /dev/kvm. The exit status is the program's own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) vmm: Vmm,
     /// Print what became of the guest's accesses when the VMM ends, and when the collector gets SIGUSR1
     #[arg(long)]
     stats: bool,
-    #[command(flatten)]
-    pub(crate) vmm: Vmm,
 }
 
 /// A VMM, and what is done to it.

@@ -360,6 +360,24 @@ fn vmm_that_does_not_want_to_end_is_killed_by_the_second_q() {
     assert_eq!(terminal.end().0.code(), Some(0));
 }
 
+/// In a session of its own, which ends by itself.
+#[test]
+fn process_that_left_the_vmm_is_shown_and_not_waited_for_in_the_end() {
+    let guest = busy_guest("top-left.elf");
+    let script = "setsid -f timeout 20 \"$@\"; exec sleep 1";
+    let vmm = [MSRGATE, "run", "--backend", "kvm", guest.to_str().unwrap()];
+    let mut terminal = Terminal::start(
+        top(&[&["sh", "-c", script, "sh"], &vmm[..]].concat()),
+        80,
+        24,
+    );
+    terminal.wait_for_text("IA32_BIOS_SIGN_ID");
+    terminal.press("q");
+    terminal.wait_for_text("SIGTERM was sent");
+    terminal.press("q");
+    assert_eq!(terminal.end().0.code(), Some(0));
+}
+
 #[test]
 fn status_and_last_words_are_the_vmms() {
     for (script, expected) in [("exit 0", 0), ("exit 7", 7), ("kill -SEGV $$", 128 + 11)] {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// The VMM, and what else has vCPUs.
 #[derive(Debug, Default)]
@@ -43,12 +43,9 @@ impl Processes {
         self.living.keys().any(|pid| *pid != self.vmm)
     }
 
-    /// Sends a signal to all that live.
-    pub(super) fn signal(&self, signal: Signal) {
-        for process in self.living.values() {
-            // One that has ended meanwhile needs none.
-            let _ = pidfd_send_signal(process, signal);
-        }
+    /// Looks at nobody but the VMM from now on.
+    pub(super) fn forget_others(&mut self) {
+        self.living.retain(|pid, _| *pid == self.vmm);
     }
 
     /// Whether this one lived; of 0, nothing is known.
