@@ -2,6 +2,15 @@
 
 use std::env;
 use std::process::Command;
+use std::sync::LazyLock;
+
+/// Whether Debian's packages can be had; tried with a small one.
+static HAS_PACKAGES: LazyLock<bool> = LazyLock::new(|| {
+    let mut apt = Command::new("apt-get");
+    apt.args(["--quiet", "download", "busybox-static"])
+        .current_dir(env!("CARGO_TARGET_TMPDIR"));
+    apt.output().is_ok_and(|output| output.status.success())
+});
 
 /// The first that is missing, and why.
 ///
@@ -24,12 +33,7 @@ pub(crate) fn first_missing<'n>(
 fn missing(need: &str) -> Option<String> {
     match need {
         "kvm" => msrgate_kvm::Kvm::open().err().map(|why| why.to_string()),
-        "apt" => {
-            let mut apt = Command::new("apt-get");
-            apt.args(["--print-uris", "download", "busybox-static"]);
-            let is_there = apt.output().is_ok_and(|output| output.status.success());
-            (!is_there).then(|| "there is no apt-get, or it knows no packages".to_owned())
-        }
+        "apt" => (!*HAS_PACKAGES).then(|| "apt-get is not here, or gets no package".to_owned()),
         program => {
             let path = env::var_os("PATH").unwrap_or_default();
             let is_there = env::split_paths(&path).any(|folder| folder.join(program).is_file());
