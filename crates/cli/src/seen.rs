@@ -12,6 +12,18 @@ use crate::tally::Tally;
 pub(crate) struct Seen {
     pub(crate) tally: Tally,
     pub(crate) log: Log,
+    /// Accesses that were too fast to be counted.
+    pub(crate) lost: u64,
+}
+
+impl Seen {
+    pub(crate) const fn new(tally: Tally, log: Log) -> Self {
+        Self {
+            tally,
+            log,
+            lost: 0,
+        }
+    }
 }
 
 impl Recorder for Seen {

@@ -164,7 +164,7 @@ impl<Q: FnMut()> Showing<Q> {
         while !self.is_over.load(Ordering::Relaxed) && terminal::is_taken() {
             let time = start.elapsed();
             if time >= next_look {
-                self.live.table.look(&self.seen.lock().tally, time);
+                self.live.table.look(&self.seen.lock(), time);
                 next_look = time + PERIOD;
             }
             let output = self.output.last();
@@ -272,5 +272,53 @@ impl Live {
             Key::End => self.first = usize::MAX,
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/support/screen.rs"]
+#[expect(dead_code, reason = "it is for more tests than this one")]
+mod terminal_for_tests;
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::process::{Command, exit};
+
+    use super::terminal_for_tests::Terminal;
+    use super::*;
+    use crate::log::Log;
+    use crate::seen::Seen;
+    use crate::tally::Tally;
+
+    #[test]
+    fn panic_gives_the_terminal_back() {
+        const ON_TERMINAL: &str = "MSRGATE_TEST_ON_TERMINAL";
+        if env::var_os(ON_TERMINAL).is_some() {
+            // This test again, on the terminal.
+            let mut view = Window::find().unwrap().begin(Subject {
+                title: "a view".to_owned(),
+                seen: Shared::new(Seen::new(Tally::default(), Log::new(None))),
+                quit: || panic!("on purpose"),
+                ending: "",
+            });
+            let thread = view.as_mut().unwrap().thread.take().unwrap();
+            thread.join().unwrap_err();
+            // Nothing is dropped.
+            exit(7);
+        }
+        let mut test = Command::new(env::current_exe().unwrap());
+        test.args([
+            "--exact",
+            "--nocapture",
+            "view::tests::panic_gives_the_terminal_back",
+        ]);
+        test.env(ON_TERMINAL, "1");
+        let mut terminal = Terminal::start(test, 80, 24);
+        terminal.wait_for_text("a view");
+        terminal.press("q");
+        let (status, printed) = terminal.end();
+        assert_eq!(status.code(), Some(7), "{printed}");
+        assert!(printed.contains("on purpose"), "{printed}");
     }
 }

@@ -42,10 +42,8 @@ impl Outputs {
             is_running: true,
             ..Numbers::default()
         };
-        let seen = Shared::new(Seen {
-            tally: Tally::of_rows(ROWS_LIMIT),
-            log: Log::new(None),
-        });
+        let seen = Seen::new(Tally::of_rows(ROWS_LIMIT), Log::new(None));
+        let seen = Shared::new(seen);
         let metrics = args.metrics.as_ref().map(|path| {
             let metrics = Metrics::new(path, guest, channel.start().pid);
             metrics
@@ -81,11 +79,12 @@ impl Outputs {
             }
             seen.record(&timed.event);
         });
-        drop(seen);
         let loss = ring.loss(now_ns);
-        let numbers = &mut self.numbers;
         // What a hostile VMM counts has no bound.
-        numbers.lost_in_rings = numbers.lost_in_rings.saturating_add(loss.count);
+        seen.lost = seen.lost.saturating_add(loss.count);
+        let numbers = &mut self.numbers;
+        numbers.lost_in_rings = seen.lost;
+        drop(seen);
         if let Some(file) = &mut file {
             file.record_loss(loss);
         }

@@ -86,10 +86,8 @@ where
     let console = Console::new(stream).context("cannot start the console's thread")?;
     let one_screen = args.console == Place::On
         && (args.json || args.top || (io::stdout().is_terminal() && io::stderr().is_terminal()));
-    let seen = Shared::new(Seen {
-        tally: Tally::default(),
-        log: Log::new(one_screen.then(|| console.clone())),
-    });
+    let log = Log::new(one_screen.then(|| console.clone()));
+    let seen = Shared::new(Seen::new(Tally::default(), log));
     let (trace, producers) = setup.trace.unzip();
     let mut producers = producers.into_iter().flatten();
     let recorders = (0..args.cpus)

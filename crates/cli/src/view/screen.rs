@@ -82,6 +82,9 @@ fn state_line(table: &Table, shown: usize) -> Line<'_> {
         line.push_span(" ");
     }
     line.push_span(format!("{accesses} accesses, {rate} a second, {rows} rows"));
+    if table.lost != 0 {
+        line.push_span(Span::raw(format!(", {} lost", count(table.lost))).bold());
+    }
     if !table.filter.is_empty() {
         let filter = &table.filter;
         line.push_span(format!(", {shown} with \u{201c}{filter}\u{201d}"));
@@ -199,13 +202,15 @@ mod tests {
     use ratatui::style::Modifier;
 
     use super::*;
+    use crate::log::Log;
+    use crate::seen::Seen;
     use crate::tally::Tally;
 
     /// A read of each of the MTRRs, and of an MSR without a name.
     fn live() -> Live {
-        let mut tally = Tally::default();
+        let mut seen = Seen::new(Tally::default(), Log::new(None));
         for index in (0x200..0x210).chain([0x474f_4f00]) {
-            tally.record(&Event {
+            seen.record(&Event {
                 vcpu: VcpuId(1),
                 index: MsrIndex(index),
                 access: Access::Read,
@@ -217,7 +222,7 @@ mod tests {
             });
         }
         let mut live = Live::new("msrgate: a guest on soft".to_owned(), "It ends.");
-        live.table.look(&tally, Duration::ZERO);
+        live.table.look(&seen, Duration::ZERO);
         live
     }
 
@@ -262,6 +267,15 @@ mod tests {
             ]
         );
         assert_eq!(lines[23], KEYS);
+    }
+
+    #[test]
+    fn what_is_lost_is_said() {
+        let mut live = live();
+        live.table.lost = 12;
+        live.table.filter = "PHYSBASE1".to_owned();
+        let state = "17 accesses, 0.0 a second, 17 rows, 12 lost, 1 with \u{201c}PHYSBASE1\u{201d}";
+        assert_eq!(lines(&mut live, 80, 24)[1], state);
     }
 
     #[test]

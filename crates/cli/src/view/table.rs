@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use msrgate_core::Outcome;
 
-use crate::tally::{Count, Key, Tally};
+use crate::seen::Seen;
+use crate::tally::{Count, Key};
 
 /// What is known of a row of the tally.
 #[derive(Clone, Debug)]
@@ -150,6 +151,7 @@ pub(super) struct Table {
     /// Of all rows, shown or not.
     pub(super) accesses: u64,
     pub(super) rate: f64,
+    pub(super) lost: u64,
     pub(super) order: Order,
     /// Rows without this text are not shown.
     pub(super) filter: String,
@@ -188,8 +190,9 @@ struct Look {
 }
 
 impl Table {
-    /// Looks at the tally; it is `time` since the view began. While it is paused, what is shown stays.
-    pub(super) fn look(&mut self, tally: &Tally, time: Duration) {
+    /// Looks at what was counted; it is `time` since the view began. While it is paused, what is shown stays.
+    pub(super) fn look(&mut self, seen: &Seen, time: Duration) {
+        let tally = &seen.tally;
         let seconds = time.saturating_sub(self.last.time).as_secs_f64();
         let rate = |now: u64, before: u64| match seconds {
             0.0 => 0.0,
@@ -214,6 +217,7 @@ impl Table {
         if !self.is_paused {
             self.rate = rate(look.accesses, self.last.accesses);
             self.accesses = look.accesses;
+            self.lost = seen.lost;
             self.rows = rows;
         }
         self.last = look;
@@ -272,6 +276,8 @@ mod tests {
     use msrgate_core::{Access, Event, ExitReason, MsrIndex, Recorder, VcpuId};
 
     use super::*;
+    use crate::log::Log;
+    use crate::tally::Tally;
 
     fn event(index: u32, access: Access, vcpu: u32) -> Event {
         Event {
@@ -293,19 +299,19 @@ mod tests {
     }
 
     /// Three reads of IA32_BIOS_SIGN_ID, a write of it by another vCPU, and 20 reads of 0x474f4f00 in two seconds.
-    fn table() -> (Table, Tally) {
-        let mut tally = Tally::default();
+    fn table() -> (Table, Seen) {
+        let mut seen = Seen::new(Tally::default(), Log::new(None));
         let mut table = Table::default();
         for _ in 0..3 {
-            tally.record(&event(0x8b, Access::Read, 0));
+            seen.record(&event(0x8b, Access::Read, 0));
         }
-        table.look(&tally, Duration::ZERO);
-        tally.record(&event(0x8b, Access::Write, 2));
+        table.look(&seen, Duration::ZERO);
+        seen.record(&event(0x8b, Access::Write, 2));
         for _ in 0..20 {
-            tally.record(&event(0x474f_4f00, Access::Read, 1));
+            seen.record(&event(0x474f_4f00, Access::Read, 1));
         }
-        table.look(&tally, Duration::from_secs(2));
-        (table, tally)
+        table.look(&seen, Duration::from_secs(2));
+        (table, seen)
     }
 
     fn order_by(table: &mut Table, title: &str, is_inverse: bool) {
@@ -318,14 +324,14 @@ mod tests {
 
     #[test]
     fn rate_is_of_the_time_between_two_looks() {
-        let (mut table, tally) = table();
+        let (mut table, seen) = table();
         assert_eq!(column(&table, "PER SEC"), ["10", "0.5"]);
         assert_eq!(column(&table, "TOTAL"), ["20", "4"]);
         assert_eq!(column(&table, "VCPU"), ["1", "0-2"]);
         assert_eq!((table.accesses, table.rate), (24, 10.5));
-        table.look(&tally, Duration::from_secs(3));
+        table.look(&seen, Duration::from_secs(3));
         assert_eq!(column(&table, "PER SEC"), ["0.0", "0.0"]);
-        table.look(&tally, Duration::from_secs(3));
+        table.look(&seen, Duration::from_secs(3));
         assert_eq!(table.rate, 0.0);
     }
 
@@ -363,14 +369,14 @@ mod tests {
 
     #[test]
     fn pause_holds_and_what_comes_after_is_the_latest() {
-        let (mut table, mut tally) = table();
+        let (mut table, mut seen) = table();
         table.is_paused = true;
-        tally.record(&event(0x10, Access::Read, 0));
-        table.look(&tally, Duration::from_secs(60));
+        seen.record(&event(0x10, Access::Read, 0));
+        table.look(&seen, Duration::from_secs(60));
         assert_eq!((table.accesses, table.shown().len()), (24, 2));
         table.is_paused = false;
-        tally.record(&event(0x10, Access::Read, 0));
-        table.look(&tally, Duration::from_secs(61));
+        seen.record(&event(0x10, Access::Read, 0));
+        table.look(&seen, Duration::from_secs(61));
         assert_eq!((table.accesses, table.rate), (26, 1.0));
     }
 
