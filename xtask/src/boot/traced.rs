@@ -18,6 +18,7 @@ const AT_LEAST: usize = 20;
 /// Boots, and compares.
 pub(super) fn check(guest: &Guest) -> Result<String> {
     let boot = guest.boot(
+        "fixed",
         "examples/policies/observe.toml",
         &format!("{COMMAND_LINE} {TRACING}"),
     )?;
