@@ -2,7 +2,7 @@
 //!
 //! | language | is |
 //! |---|---|
-//! | `console` | commands behind `$ `, and what they print: `…` is any text, and a line of its own any lines. Where nothing is shown, anything may be printed |
+//! | `console` | commands behind `$ `, and what they print: `…` is any text, and a line of its own any lines. Where nothing is shown, anything may be printed. What is behind `/ # ` is typed into the guest |
 //! | `toml` | a policy, for `msrgate check` |
 //! | `rust` | a doc-test of the crate `msrgate-tests` |
 //! | `text`, `json`, `xml` | nothing to try |
@@ -13,6 +13,9 @@
 //! `not run: REASON` stands last.
 
 use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag};
+
+/// What a guest's shell prints when it can be typed to.
+pub(crate) const GUEST_PROMPT: &str = "/ # ";
 
 #[derive(Debug, Default)]
 pub(crate) struct Block {
@@ -120,6 +123,21 @@ impl Block {
             let command = commands.last().expect("there is one");
             goes_on = command.shown.is_empty() && command.line.ends_with('\\');
         }
+        let before_last = commands.split_last().map_or(&[][..], |(_, before)| before);
+        if before_last
+            .iter()
+            .any(|command| command.keys().count() != 0)
+        {
+            return Err("who pastes this types the next command into the guest".to_owned());
+        }
         Ok(commands)
+    }
+}
+
+impl Command {
+    /// What is typed into the guest.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        let lines = self.shown.lines();
+        lines.filter_map(|line| line.strip_prefix(GUEST_PROMPT))
     }
 }

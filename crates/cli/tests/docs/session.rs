@@ -8,11 +8,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::block::{Block, Command as Shown};
+use crate::block::{Block, Command as Shown, GUEST_PROMPT};
 use crate::{root, shown};
 
-/// What a guest's shell prints when it can be typed to.
-const GUEST_PROMPT: &str = "/ # ";
 /// Many times what any command takes.
 const LIMIT_SECONDS: &str = "240";
 /// The terminal's, and what it keeps of all that was printed.
@@ -61,11 +59,8 @@ impl Session {
     /// Runs a command, types what the document shows behind a guest's prompt, and compares what was printed.
     pub(crate) fn run(&self, command: &Shown, status: i32) -> Result<(), String> {
         let Shown { line, shown } = command;
-        let keys = shown
-            .lines()
-            .filter_map(|line| line.strip_prefix(GUEST_PROMPT));
         let (printed, ended) = self
-            .type_in(line, keys)
+            .type_in(command)
             .map_err(|error| format!("$ {line}\n{error}"))?;
         if ended != Some(status) {
             return Err(format!(
@@ -81,12 +76,9 @@ impl Session {
     }
 
     /// What the terminal shows in the end, and the exit status.
-    fn type_in<'k>(
-        &self,
-        line: &str,
-        mut keys: impl Iterator<Item = &'k str>,
-    ) -> io::Result<(String, Option<i32>)> {
-        let mut child = self.terminal(line)?;
+    fn type_in(&self, command: &Shown) -> io::Result<(String, Option<i32>)> {
+        let mut keys = command.keys();
+        let mut child = self.terminal(&command.line)?;
         let mut keyboard = child.stdin.take().expect("a pipe");
         let mut output = child.stdout.take().expect("a pipe");
         let (mut printed, mut answered) = (Vec::new(), 0);
