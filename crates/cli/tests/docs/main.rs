@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -21,6 +22,10 @@ use session::Session;
 
 /// The crate whose doc-tests compile the documents' Rust.
 const DOCTESTS: &str = include_str!("../../../../tests/support/lib.rs");
+
+/// Blocks that were tried, and those that were not although there is something to try.
+static TRIED: AtomicUsize = AtomicUsize::new(0);
+static LEFT: AtomicUsize = AtomicUsize::new(0);
 
 /// A document in which nothing is true.
 const LIES: &str = "crates/cli/tests/docs/lies.md";
@@ -34,7 +39,10 @@ fn main() -> ExitCode {
             mistakes => Err(mistakes.into()),
         })
     }));
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let [tried, left] = [&TRIED, &LEFT].map(|count| count.load(Ordering::Relaxed));
+    println!("{tried} blocks tried, {left} not, as said above");
+    conclusion.exit_code()
 }
 
 fn root() -> PathBuf {
@@ -63,15 +71,12 @@ fn mistakes(document: &str) -> io::Result<Vec<String>> {
     let text = fs::read_to_string(&path)?;
     let mut mistakes = link::mistakes(&path, &text);
     let session = Session::begin(document)?;
-    let mut tried = 0;
     for (line, block) in Block::all(&text) {
-        match block.and_then(|block| try_block(&session, document, line, &block)) {
-            Ok(is_tried) => tried += usize::from(is_tried),
-            Err(mistake) => mistakes.push(format!("{document}:{line}: {mistake}")),
+        let place = format!("{document}:{line}");
+        if let Err(mistake) = block.and_then(|block| try_block(&session, document, &place, &block))
+        {
+            mistakes.push(format!("{place}: {mistake}"));
         }
-    }
-    if tried != 0 {
-        println!("{document}: {tried} blocks tried");
     }
     Ok(mistakes)
 }
@@ -95,31 +100,30 @@ fn lies_are_found() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Whether there was something to try, and could be.
-fn try_block(
-    session: &Session,
-    document: &str,
-    line: usize,
-    block: &Block,
-) -> Result<bool, String> {
+fn try_block(session: &Session, document: &str, place: &str, block: &Block) -> Result<(), String> {
     let is_run = matches!(block.class, Class::Commands | Class::Policy);
     let terminal = is_run.then_some("script");
     let needs = terminal
         .into_iter()
         .chain(block.needs.iter().map(String::as_str));
     if let Some((need, why)) = need::first_missing(needs) {
-        println!("SKIP({need}): {document}:{line}: {why}");
-        return Ok(false);
+        println!("SKIP({need}): {place}: {why}");
+        LEFT.fetch_add(1, Ordering::Relaxed);
+        return Ok(());
     }
     if let Some(file) = &block.file {
         session.store(file, &block.text)?;
     }
     match &block.class {
         Class::NotRun(reason) => {
-            println!("{document}:{line}: not run: {reason}");
-            return Ok(false);
+            println!("{place}: not run: {reason}");
+            LEFT.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
         }
-        Class::Sample => return Ok(false),
+        Class::Sample if block.text.lines().any(|line| line.starts_with("$ ")) => {
+            return Err("a command in a block that is not tried".to_owned());
+        }
+        Class::Sample => return Ok(()),
         Class::Doctest if !DOCTESTS.contains(&format!("/{document}\"")) => {
             return Err("no doc-test of tests/support/lib.rs has this document".to_owned());
         }
@@ -131,5 +135,6 @@ fn try_block(
             }
         }
     }
-    Ok(true)
+    TRIED.fetch_add(1, Ordering::Relaxed);
+    Ok(())
 }
