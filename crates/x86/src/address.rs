@@ -11,8 +11,22 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn offset<B>(&self, op: &Op<B>) -> u64 {
         self.gpr[op.base as usize & MASK]
-            .wrapping_add(self.gpr[op.index as usize & MASK] << (op.scale & 3))
+            .wrapping_add(self.gpr[op.index as usize & MASK] << op.addressing.scale())
             .wrapping_add(op.disp)
+    }
+
+    /// Linear address of the memory operand, if there is nothing to check.
+    #[inline(always)]
+    pub(crate) fn plain_linear<B>(&self, op: &Op<B>) -> Option<u64> {
+        let offset = self.offset(op);
+        if op.addressing.is_flat() {
+            Some(offset)
+        } else if op.addressing.is_based() {
+            let base = self.segs[seg::FS | op.addressing.segment() & 1].base;
+            Some(base.wrapping_add(offset))
+        } else {
+            None
+        }
     }
 
     /// Linear address of the memory operand, of which `len_bytes` will be accessed.

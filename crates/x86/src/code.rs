@@ -2,8 +2,8 @@
 //!
 //! A [`Block`] is code without a jump into or (but for conditional branches that fall through) out of its
 //! middle. It belongs to a guest-physical address, and to the RIP that it was decoded for, because targets
-//! and RIP-relative addresses are absolute in it. [`Code::find`] goes from RIP to the block through a small
-//! direct-mapped table that [`CodeState::epoch`] empties at once whenever an address may mean other code.
+//! and RIP-relative addresses are absolute in it. [`Code::find`] goes from RIP to the block, [`Code::find_known`] through a small
+//! direct-mapped table, whose entries are good for one [`Tag`]: whenever an address may mean other code, the tag is another.
 //!
 //! Stores into code are noticed by [`memory`](crate::memory), through [`CodeState::lines`].
 
@@ -35,12 +35,33 @@ pub(crate) struct CodeState {
     pub(crate) lines: Frames<Lines>,
     /// Frames whose decoded code a store has made stale.
     pub(crate) stale: Vec<u64>,
-    /// Counts the changes after which an address may mean other code.
-    pub(crate) epoch: u64,
-    /// Counts the calls of [`Cpu::verify_code`].
-    pub(crate) verify: u32,
+    /// For code in the lower half of the address space, and in the upper.
+    tags: [Tag; 2],
+    /// The upper half has had code that was not on a global page.
+    upper_is_local: bool,
     /// Forget everything.
     pub(crate) flush: bool,
+}
+
+/// What an entry of the table from RIP to block must agree on: the mode (width and privilege), how often
+/// [`Cpu::verify_code`] was called, and how often an address may have got to mean other code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tag(u64);
+
+impl Tag {
+    const MODE: u64 = 0xff;
+    const VERIFY: u64 = 0xff_ffff << 8;
+    const ONE_VERIFY: u64 = 1 << 8;
+    const ONE_CHANGE: u64 = 1 << 32;
+
+    /// The number of the last call of [`Cpu::verify_code`].
+    const fn round(self) -> u32 {
+        ((self.0 & Self::VERIFY) >> 8) as u32
+    }
+
+    const fn differs_in_round_only(self, other: Self) -> bool {
+        (self.0 ^ other.0) & !Self::VERIFY == 0
+    }
 }
 
 /// Something about frames, by their number.
@@ -99,8 +120,8 @@ struct Block {
     /// Where its bytes are in [`Code::bytes`], and how many.
     bytes: u32,
     len_bytes: u8,
-    /// [`CodeState::verify`] when the bytes were last compared.
-    verify: u32,
+    /// [`Tag::round`] when the bytes were last compared.
+    round: u32,
     live: bool,
     /// The next block of the same bucket.
     next: u32,
@@ -125,19 +146,32 @@ impl Key {
 #[derive(Clone, Copy)]
 struct Jump {
     rip: u64,
-    /// Epoch, privilege and width that it was entered in.
-    state: u64,
+    tag: Tag,
     span: Span,
-    /// The block's number, and [`CodeState::verify`] when its bytes were known to be right.
+    /// The block's number.
     number: u32,
-    verify: u32,
 }
 
-/// The instructions of a block, by their place among all.
+impl Jump {
+    /// No mode has this tag.
+    const EMPTY: Self = Self {
+        rip: 0,
+        tag: Tag(u64::MAX),
+        span: Span {
+            first: 0,
+            count: 0,
+            instructions: 0,
+        },
+        number: 0,
+    };
+}
+
+/// A block's [`Op`]s, by their place among all, and how many instructions they are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     first: u32,
-    count: u32,
+    count: u16,
+    pub(crate) instructions: u16,
 }
 
 /// All decoded code.
@@ -153,44 +187,40 @@ pub(crate) struct Code<B> {
 
 impl<B: Bus> Code<B> {
     pub(crate) fn new() -> Self {
-        let jump = Jump {
-            rip: 0,
-            state: u64::MAX,
-            span: Span { first: 0, count: 0 },
-            number: 0,
-            verify: 0,
-        };
         Self {
             ops: Vec::new(),
             blocks: Vec::new(),
             bytes: Vec::new(),
             buckets: vec![NONE; BUCKETS].into(),
-            jumps: Box::new([jump; JUMPS]),
+            jumps: Box::new([Jump::EMPTY; JUMPS]),
             frames: Frames::default(),
         }
     }
 
-    /// The block at RIP, decoded now if need be.
+    /// The block at RIP, if it is in the table.
     #[inline(always)]
-    pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
-        let Jump {
-            rip,
-            state,
-            span,
-            verify,
-            ..
-        } = self.jumps[Self::jump_slot(cpu.rip)];
-        let here = rip == cpu.rip && state == cpu.code_epoch();
-        if here && (verify == cpu.code_state.verify || self.verify(cpu, bus)) {
-            return Ok(span);
-        }
-        self.find_slow(cpu, bus)
+    pub(crate) fn find_known(&self, cpu: &Cpu) -> Option<Span> {
+        let jump = &self.jumps[Self::jump_slot(cpu.rip)];
+        (jump.rip == cpu.rip && jump.tag == cpu.code_tag()).then_some(jump.span)
     }
 
     /// The instructions of a block.
     #[inline(always)]
     pub(crate) fn ops(&self, span: Span) -> &[Op<B>] {
         &self.ops[span.first as usize..][..span.count as usize]
+    }
+
+    /// The first instruction alone of the block that [`Self::find`] has just found.
+    pub(crate) fn first(&self, cpu: &Cpu, span: Span) -> Op<B> {
+        let op = self.ops[span.first as usize];
+        if op.instructions() == 1 {
+            return op;
+        }
+        let block = &self.blocks[self.jumps[Self::jump_slot(cpu.rip)].number as usize];
+        let bytes = &self.bytes[block.bytes as usize..][..usize::from(block.len_bytes)];
+        let mut ops = Vec::new();
+        decode::block(cpu, bytes, 1, &mut ops);
+        ops.pop().unwrap_or(op)
     }
 
     /// Does what [`CodeState`] asks for.
@@ -207,31 +237,18 @@ impl<B: Bus> Code<B> {
         (rip ^ rip >> 12) as usize % JUMPS
     }
 
-    /// Whether the block that the table has for RIP still stands for its bytes.
-    #[inline(never)]
-    fn verify(&mut self, cpu: &Cpu, bus: &B) -> bool {
-        let jump = &mut self.jumps[Self::jump_slot(cpu.rip)];
-        let block = &mut self.blocks[jump.number as usize];
-        let verify = cpu.code_state.verify;
-        if block.second_pfn.is_some() {
-            return false;
+    /// The block at RIP, decoded now if need be. It is in the table then.
+    pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
+        let slot = Self::jump_slot(cpu.rip);
+        let jump = self.jumps[slot];
+        let tag = cpu.code_tag();
+        if jump.rip == cpu.rip
+            && jump.tag.differs_in_round_only(tag)
+            && self.is_unchanged(bus, jump.number, tag)
+        {
+            self.jumps[slot].tag = tag;
+            return Ok(jump.span);
         }
-        if block.verify != verify {
-            let mut bytes = [0; MAX_BLOCK_BYTES + MAX_OP_BYTES];
-            let bytes = &mut bytes[..usize::from(block.len_bytes)];
-            bus.load_bytes(block.page, block.key.gpa as usize % 4096, bytes);
-            if *bytes != self.bytes[block.bytes as usize..][..bytes.len()] {
-                return false;
-            }
-            block.verify = verify;
-        }
-        jump.verify = verify;
-        true
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn find_slow(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
         if self.ops.len() > MAX_OPS {
             self.clear(cpu);
         }
@@ -240,15 +257,36 @@ impl<B: Bus> Code<B> {
             Some(number) => number,
             None => self.build(cpu, bus, &place)?,
         };
-        let span = self.blocks[number as usize].span;
-        self.jumps[Self::jump_slot(cpu.rip)] = Jump {
+        let block = &self.blocks[number as usize];
+        let span = block.span;
+        if !(place.global && block.second_pfn.is_none()) {
+            cpu.code_state.upper_is_local |= Cpu::is_upper(cpu.rip);
+        }
+        self.jumps[slot] = Jump {
             rip: cpu.rip,
-            state: cpu.code_epoch(),
+            tag: cpu.code_tag(),
             span,
             number,
-            verify: cpu.code_state.verify,
         };
         Ok(span)
+    }
+
+    /// Whether a block in one page still stands for its bytes.
+    fn is_unchanged(&mut self, bus: &B, number: u32, tag: Tag) -> bool {
+        let block = &mut self.blocks[number as usize];
+        if block.second_pfn.is_some() {
+            return false;
+        }
+        if block.round != tag.round() {
+            let mut bytes = [0; MAX_BLOCK_BYTES + MAX_OP_BYTES];
+            let bytes = &mut bytes[..usize::from(block.len_bytes)];
+            bus.load_bytes(block.page, block.key.gpa as usize % 4096, bytes);
+            if *bytes != self.bytes[block.bytes as usize..][..bytes.len()] {
+                return false;
+            }
+            block.round = tag.round();
+        }
+        true
     }
 
     /// A block that was decoded before and still stands for its bytes. Dead blocks leave the chain on the way.
@@ -281,7 +319,7 @@ impl<B: Bus> Code<B> {
         number: u32,
     ) -> Result<bool, Exit> {
         let block = &mut self.blocks[number as usize];
-        if block.second_pfn.is_none() && block.verify == cpu.code_state.verify {
+        if block.second_pfn.is_none() && block.round == cpu.code_tag().round() {
             return Ok(true);
         }
         let mut bytes = [0; MAX_BLOCK_BYTES + MAX_OP_BYTES];
@@ -289,7 +327,7 @@ impl<B: Bus> Code<B> {
         let source = place.load(cpu, bus, &mut bytes[..len])?;
         let known = &self.bytes[block.bytes as usize..][..len];
         if source == block.second_pfn && bytes[..len] == *known {
-            block.verify = cpu.code_state.verify;
+            block.round = cpu.code_tag().round();
             return Ok(true);
         }
         block.live = false;
@@ -317,14 +355,15 @@ impl<B: Bus> Code<B> {
         self.blocks.push(Block {
             span: Span {
                 first: first as u32,
-                count: (self.ops.len() - first) as u32,
+                count: (self.ops.len() - first) as u16,
+                instructions: self.ops[first..].last().map_or(0, |op| op.through.into()),
             },
             key: place.key,
             page: place.page,
             second_pfn,
             bytes: self.bytes.len() as u32,
             len_bytes: len as u8,
-            verify: cpu.code_state.verify,
+            round: cpu.code_tag().round(),
             live: true,
             next: core::mem::replace(bucket, number),
         });
@@ -358,7 +397,7 @@ impl<B: Bus> Code<B> {
         }
         cpu.code_state.lines.remove(&pfn);
         cpu.tlb.unmark_code(pfn);
-        cpu.code_state.epoch += 1;
+        cpu.change_code(false);
     }
 
     fn clear(&mut self, cpu: &mut Cpu) {
@@ -366,6 +405,7 @@ impl<B: Bus> Code<B> {
         self.blocks.clear();
         self.bytes.clear();
         self.buckets.fill(NONE);
+        self.jumps.fill(Jump::EMPTY);
         self.frames.clear();
         cpu.code_state.lines.clear();
         cpu.code_state.stale.clear();
@@ -375,10 +415,56 @@ impl<B: Bus> Code<B> {
 }
 
 impl Cpu {
-    /// What an entry of the jump table must agree on.
+    /// What an entry of the table must agree on, for the code at RIP.
     #[inline(always)]
-    fn code_epoch(&self) -> u64 {
-        self.code_state.epoch << 8 | u64::from(self.code_bits) | u64::from(self.cpl == 3) << 7
+    fn code_tag(&self) -> Tag {
+        self.code_state.tags[usize::from(Self::is_upper(self.rip))]
+    }
+
+    /// Whether an address is in the half of the kernels.
+    #[inline(always)]
+    const fn is_upper(linear: u64) -> bool {
+        (linear as i64) < 0
+    }
+
+    /// Takes note of another mode.
+    pub(crate) fn tag_code(&mut self) {
+        let mode = u64::from(self.code_bits) | u64::from(self.cpl == 3) << 7;
+        for tag in &mut self.code_state.tags {
+            tag.0 = tag.0 & !Tag::MODE | mode;
+        }
+    }
+
+    /// An address may mean other code from now on; not one on a global page, if `keep_global`.
+    pub(crate) fn change_code(&mut self, keep_global: bool) {
+        let CodeState {
+            tags: [lower, upper],
+            upper_is_local,
+            flush,
+            ..
+        } = &mut self.code_state;
+        lower.0 = lower.0.wrapping_add(Tag::ONE_CHANGE);
+        if !keep_global || *upper_is_local {
+            upper.0 = upper.0.wrapping_add(Tag::ONE_CHANGE);
+            *upper_is_local = false;
+        }
+        if lower.0 < Tag::ONE_CHANGE || upper.0 < Tag::ONE_CHANGE {
+            *flush = true; // no old number may come again
+            self.attention = true;
+        }
+    }
+
+    /// Memory may have been written by somebody else: decoded code is compared with its bytes before
+    /// it runs again.
+    pub fn verify_code(&mut self) {
+        for tag in &mut self.code_state.tags {
+            let round = tag.0.wrapping_add(Tag::ONE_VERIFY) & Tag::VERIFY;
+            tag.0 = tag.0 & !Tag::VERIFY | round;
+            if round == 0 {
+                self.code_state.flush = true; // no old number may come again
+                self.attention = true;
+            }
+        }
     }
 }
 
@@ -387,6 +473,8 @@ struct Place {
     key: Key,
     linear: u64,
     page: RamPage,
+    /// Survives a CR3 write.
+    global: bool,
     /// Bytes to the end of the page.
     room: usize,
 }
@@ -407,6 +495,7 @@ impl Place {
         let Some((page, pfn)) = cpu.fetch_page(bus, linear)? else {
             return Err(cpu.raise(Fault::UD));
         };
+        let mapping = cpu.tlb.fetch.find_mapping(linear, cpu.context);
         let offset = linear as usize % 4096;
         Ok(Self {
             key: Key {
@@ -416,6 +505,7 @@ impl Place {
             },
             linear,
             page,
+            global: mapping.is_some_and(|mapping| mapping.global),
             room: room.min(4096 - offset),
         })
     }

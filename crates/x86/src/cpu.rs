@@ -252,16 +252,6 @@ impl Cpu {
         self.flush_tlb(false);
     }
 
-    /// Memory may have been written by somebody else: decoded code is compared with its bytes before
-    /// it runs again.
-    pub fn verify_code(&mut self) {
-        self.code_state.verify = self.code_state.verify.wrapping_add(1);
-        if self.code_state.verify == 0 {
-            self.code_state.flush = true; // no number of an old round may stand for a new one
-            self.attention = true;
-        }
-    }
-
     /// Answers [`Stop::Rdmsr`]: RAX and RDX get the value and the instruction retires, or #GP(0) is queued.
     pub fn complete_rdmsr(&mut self, answer: Result<u64, Gp>) {
         match answer {
@@ -400,8 +390,9 @@ impl Cpu {
             self.efer,
             self.features.physical_bits,
         );
+        self.tag_code();
         if self.code_bits != 64 {
-            self.code_state.epoch += 1; // the base of CS may be another
+            self.change_code(false); // the base of CS may be another
         }
         self.update_context();
         self.attention = true;
@@ -417,13 +408,13 @@ impl Cpu {
     /// Forgets translations: all (CR0, CR4, EFER), or all but the global pages (CR3).
     pub(crate) fn flush_tlb(&mut self, keep_global: bool) {
         self.tlb.flush(keep_global);
-        self.code_state.epoch += 1;
+        self.change_code(keep_global);
     }
 
     /// INVLPG.
     pub(crate) fn flush_page(&mut self, linear: u64) {
         self.tlb.flush_page(linear);
-        self.code_state.epoch += 1;
+        self.change_code(false);
     }
 
     /// Counts an instruction that is not there.

@@ -17,7 +17,8 @@ pub(crate) fn block<B: Bus>(cpu: &Cpu, bytes: &[u8], limit: usize, ops: &mut Vec
     let bits = u32::from(cpu.code_bits);
     let mut decoder = Decoder::with_ip(bits, bytes, cpu.rip, DecoderOptions::NONE);
     let mut insn = Instruction::default();
-    for _ in 0..limit {
+    let mut previous = insn;
+    for through in 1..=limit {
         let start = decoder.position();
         if start > 240 {
             return start;
@@ -26,7 +27,8 @@ pub(crate) fn block<B: Bus>(cpu: &Cpu, bytes: &[u8], limit: usize, ops: &mut Vec
             && bytes[start..].starts_with(FORCED_EMULATION_PREFIX)
         {
             let len = FORCED_EMULATION_PREFIX.len();
-            ops.push(Op::bare(exec::nop, start, len));
+            ops.push(Op::bare(exec::nop, start, len, through));
+            previous = Instruction::default();
             let next = start + len;
             decoder.set_ip(cpu.rip.wrapping_add(next as u64));
             if decoder.set_position(next).is_err() {
@@ -39,24 +41,34 @@ pub(crate) fn block<B: Bus>(cpu: &Cpu, bytes: &[u8], limit: usize, ops: &mut Vec
             return start;
         }
         let len = decoder.position() - start;
-        let mut op = Op::new(&insn, bits, start, len);
-        if let Some(escape) = escape(&bytes[start..start + len], bits) {
-            op.imm = escape;
+        let distance = insn.near_branch_target().wrapping_sub(cpu.rip) as i64;
+        if let Some(op) = ops.last_mut()
+            && bits == 64
+            && let Some(exec) = exec::lower_with_jump(&previous, &insn)
+            && let Ok(distance) = i32::try_from(distance)
+        {
+            op.add_jump(exec, distance, len);
+        } else {
+            let mut op = Op::new(&insn, bits, start, len, through);
+            if let Some(escape) = escape(&bytes[start..start + len], bits) {
+                op.imm = escape;
+            }
+            op.exec = exec::lower(&insn, &mut op);
+            ops.push(op);
         }
-        op.exec = exec::lower(&insn, &mut op);
-        ops.push(op);
         if !matches!(
             insn.flow_control(),
             FlowControl::Next | FlowControl::ConditionalBranch
         ) {
             return start + len;
         }
+        previous = insn;
     }
     decoder.position()
 }
 
 impl<B: Bus> Op<B> {
-    fn bare(exec: Exec<B>, start: usize, len: usize) -> Self {
+    fn bare(exec: Exec<B>, start: usize, len: usize, through: usize) -> Self {
         Self {
             exec,
             imm: 0,
@@ -65,28 +77,29 @@ impl<B: Bus> Op<B> {
             src: 0,
             base: reg::ZERO,
             index: reg::ZERO,
-            scale: 0,
             addressing: Addressing::FLAT,
             start: start as u8,
             len: len as u8,
+            through: through as u8,
         }
     }
 
     /// With all operands filled in.
-    fn new(insn: &Instruction, bits: u32, start: usize, len: usize) -> Self {
-        let mut op = Self::bare(exec::nop, start, len);
+    fn new(insn: &Instruction, bits: u32, start: usize, len: usize, through: usize) -> Self {
+        let mut op = Self::bare(exec::nop, start, len, through);
         op.dst = number(insn.op0_register());
         op.src = number(insn.op1_register());
         op.imm = immediate(insn);
         op.base = address_part(insn.memory_base());
         op.index = address_part(insn.memory_index());
-        op.scale = insn.memory_index_scale().trailing_zeros() as u8;
         op.disp = insn.memory_displacement64();
         let segment = number(insn.memory_segment());
         let size_bytes = address_bytes(insn, bits);
         if bits != 64 || size_bytes != 8 || usize::from(segment) >= seg::FS {
             op.addressing = Addressing::new(segment, size_bytes);
         }
+        let scale = insn.memory_index_scale().trailing_zeros();
+        op.addressing = op.addressing.scaled(scale);
         op
     }
 }

@@ -45,8 +45,9 @@ impl Cpu {
     /// Stores the memory operand.
     #[inline(always)]
     pub(crate) fn store<B: Bus, T: Datum>(&mut self, bus: &mut B, op: &Op<B>, value: T) -> Flow {
-        let linear = self.offset(op);
-        if op.addressing.is_flat() && self.try_write(bus, linear, value) {
+        if let Some(linear) = self.plain_linear(op)
+            && self.try_write(bus, linear, value)
+        {
             return Ok(());
         }
         self.store_slow(bus, op, value)
@@ -61,10 +62,9 @@ impl Cpu {
         op: &Op<B>,
         change: impl FnOnce(&mut Self, T) -> T,
     ) -> Flow {
-        let linear = self.offset(op);
-        let offset = linear as usize % PAGE_BYTES;
-        if op.addressing.is_flat()
+        if let Some(linear) = self.plain_linear(op)
             && let Some(page) = self.tlb.write.find(linear, self.context)
+            && let offset = linear as usize % PAGE_BYTES
             && offset <= PAGE_BYTES - T::BYTES
         {
             let value = change(self, T::load(bus, page, offset));
@@ -77,10 +77,7 @@ impl Cpu {
     /// The memory operand, if it takes nothing but a TLB hit.
     #[inline(always)]
     fn try_load<B: Bus, T: Datum>(&self, bus: &B, op: &Op<B>) -> Option<T> {
-        if !op.addressing.is_flat() {
-            return None;
-        }
-        self.try_read(bus, self.offset(op))
+        self.try_read(bus, self.plain_linear(op)?)
     }
 
     #[cold]

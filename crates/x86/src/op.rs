@@ -4,7 +4,8 @@
 //! [`Flow`]: `Ok` means done, go on with the next; everything else is an [`Exit`] to the run loop.
 //! What an exit is about ([`Fault`], [`Stop`](crate::Stop)) waits in the processor, so that the way out stays a byte.
 
-use crate::Cpu;
+use crate::int::Int;
+use crate::{Cpu, seg};
 
 /// Executes one decoded instruction.
 pub(crate) type Exec<B> = fn(&mut Cpu, &mut B, &Op<B>) -> Flow;
@@ -119,17 +120,24 @@ pub(crate) struct Op<B> {
     pub(crate) base: u8,
     /// Index register of the memory operand, or [`reg::ZERO`](crate::reg::ZERO).
     pub(crate) index: u8,
-    /// log2 of the index's factor.
-    pub(crate) scale: u8,
     /// How the memory operand's offset becomes a linear address.
     pub(crate) addressing: Addressing,
     /// Bytes from the start of the block to the instruction.
     pub(crate) start: u8,
     /// Length in bytes.
     pub(crate) len: u8,
+    /// How many instructions the block has to here, this one included.
+    pub(crate) through: u8,
 }
 
-/// Segment and address size of a memory operand. [`Addressing::FLAT`] is the common case: 64-bit, base 0.
+/// Segment, address size and index factor of a memory operand, and whether the [`Op`] is two instructions.
+///
+/// | bits | |
+/// |---|---|
+/// | 7:6 | log2 of the index's factor |
+/// | 5 | two instructions |
+/// | 4:3 | log2 of the address size in bytes; 0 with segment 0 is the common case: 64 bits, base 0 |
+/// | 2:0 | segment register |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Addressing(u8);
 
@@ -137,32 +145,68 @@ impl Addressing {
     /// 64-bit addressing through a segment whose base counts as 0.
     pub(crate) const FLAT: Self = Self(0);
 
+    const SEGMENT: u8 = 0b111;
+    const SIZE: u8 = 0b11 << 3;
+    const TWO: u8 = 1 << 5;
+
     /// `segment` as in [`seg`](crate::seg), `size_bytes` 2, 4 or 8.
     pub(crate) const fn new(segment: u8, size_bytes: u8) -> Self {
-        Self(0x80 | segment | size_bytes << 3)
+        Self(segment | (size_bytes.trailing_zeros() as u8) << 3)
     }
 
-    /// [`Self::FLAT`].
+    /// With an index factor of `1 << scale`.
+    pub(crate) const fn scaled(self, scale: u32) -> Self {
+        Self(self.0 & 0x3f | (scale as u8) << 6)
+    }
+
+    /// Through no segment.
+    pub(crate) const fn unsegmented(self) -> Self {
+        let it = match self.size_bytes() {
+            8 => Self::FLAT,
+            size => Self::new(0, size),
+        };
+        it.scaled(self.scale() as u32)
+    }
+
+    /// Of an [`Op`] that is two instructions.
+    pub(crate) const fn of_two(self) -> Self {
+        Self(self.0 | Self::TWO)
+    }
+
+    /// log2 of the index's factor.
+    #[inline(always)]
+    pub(crate) const fn scale(self) -> u8 {
+        self.0 >> 6
+    }
+
+    /// [`Self::FLAT`], with any factor.
+    #[inline(always)]
     pub(crate) const fn is_flat(self) -> bool {
-        self.0 == 0
+        self.0 & (Self::SEGMENT | Self::SIZE) == 0
+    }
+
+    /// FS or GS and a 64-bit offset: a base and nothing to check.
+    #[inline(always)]
+    pub(crate) const fn is_based(self) -> bool {
+        self.0 & (Self::SEGMENT & !1 | Self::SIZE) == Self::new(seg::FS as u8, 8).0
     }
 
     /// Segment register number.
     pub(crate) const fn segment(self) -> usize {
-        (self.0 & 7) as usize
+        (self.0 & Self::SEGMENT) as usize
     }
 
     /// Address size in bytes.
     pub(crate) const fn size_bytes(self) -> u8 {
-        match self.0 >> 3 & 0xf {
+        match self.0 & Self::SIZE {
             0 => 8,
-            size => size,
+            size => 1 << (size >> 3),
         }
     }
 
     /// What the offset is cut to.
     pub(crate) const fn mask(self) -> u64 {
-        match self.0 >> 3 & 0xf {
+        match self.size_bytes() {
             2 => 0xffff,
             4 => 0xffff_ffff,
             _ => u64::MAX,
@@ -170,8 +214,38 @@ impl Addressing {
     }
 }
 
+impl<B> Op<B> {
+    /// Adds a conditional jump to an [`Op`] of arithmetic. `exec` does both, and the target is `distance` from the start
+    /// of the block.
+    pub(crate) fn add_jump(&mut self, exec: Exec<B>, distance: i32, len: usize) {
+        self.exec = exec;
+        self.imm = self.imm & 0xffff_ffff | u64::from(distance as u32) << 32;
+        self.len += len as u8;
+        self.through += 1;
+        self.addressing = self.addressing.of_two();
+    }
+
+    /// The immediate of arithmetic: 32 bits, sign-extended.
+    #[inline(always)]
+    pub(crate) fn immediate<T: Int>(&self) -> T {
+        T::cut(self.imm as i32 as u64)
+    }
+
+    /// The target of a jump that was added, where `rip` is the start of the block.
+    #[inline(always)]
+    pub(crate) const fn second_target(&self, rip: u64) -> u64 {
+        rip.wrapping_add((self.imm as i64 >> 32) as u64)
+    }
+
+    /// How many instructions this is: 1 or 2.
+    pub(crate) const fn instructions(&self) -> u8 {
+        1 + (self.addressing.0 & Addressing::TWO) / Addressing::TWO
+    }
+}
+
 const _: () = assert!(size_of::<Op<()>>() == 32);
 const _: () = assert!(size_of::<Flow>() == 1);
+const _: () = assert!(seg::FS == 4 && seg::GS == 5);
 
 impl<B> Clone for Op<B> {
     fn clone(&self) -> Self {

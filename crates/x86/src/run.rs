@@ -16,6 +16,18 @@ use crate::{Bus, Cpu, Stop};
 /// DR6.BS: a #DB is due to single-stepping.
 const DR6_BS: u64 = 1 << 14;
 
+/// Why [`Cpu::run_known_blocks`] ended.
+enum End<B> {
+    /// [`Cpu::attention`], between two blocks.
+    Attention,
+    /// The block at RIP is not in the table, or longer than the budget.
+    Unknown,
+    /// An instruction that does not just go on to the next. It is not counted yet.
+    Within(Op<B>, Exit),
+    /// There is no code at RIP.
+    Fetch(Exit),
+}
+
 impl Cpu {
     /// Runs until something happens that the processor cannot finish alone, but for at most about `budget`
     /// instructions: exactly that many, unless a repeated string instruction or an exception, which each
@@ -43,25 +55,37 @@ impl Cpu {
 
     fn run_blocks<B: Bus>(&mut self, bus: &mut B, code: &mut Code<B>, budget: u64) -> Stop {
         let mut left = budget;
+        let mut alone = false;
         loop {
-            let mut alone = false;
             if self.attention {
                 match self.attend(bus, code, &mut left) {
-                    Ok(careful) => alone = careful,
+                    Ok(careful) => alone |= careful,
                     Err(stop) => return stop,
                 }
             }
             if left == 0 {
                 return Stop::Budget;
             }
-            let done = match code.find(self, bus) {
-                Ok(span) if alone => {
-                    let op = code.ops(span)[0];
-                    left -= 1;
-                    self.step(bus, &op)
+            if alone {
+                alone = false;
+                left -= 1;
+                match self.step_at_rip(bus, code) {
+                    Ok(()) => continue,
+                    Err(stop) => return stop,
                 }
-                Ok(span) => self.run_block(bus, code.ops(span), &mut left),
-                Err(exit) => {
+            }
+            let end = match self.run_known_blocks(bus, code, &mut left) {
+                End::Unknown if left > 0 => self.find_or_run_one(bus, code, left),
+                end => end,
+            };
+            let done = match end {
+                End::Attention | End::Unknown => Ok(()),
+                End::Within(op, exit) => {
+                    alone = exit == Exit::Careful;
+                    left -= u64::from(!alone);
+                    self.finish(bus, &op, exit)
+                }
+                End::Fetch(exit) => {
                     left -= 1;
                     self.leave(bus, exit)
                 }
@@ -72,47 +96,63 @@ impl Cpu {
         }
     }
 
-    /// Runs a block: again and again, while it ends with a jump to its own start.
-    #[inline]
-    fn run_block<B: Bus>(
-        &mut self,
-        bus: &mut B,
-        ops: &[Op<B>],
-        left: &mut u64,
-    ) -> Result<(), Stop> {
-        let start = self.rip;
-        let ops = &ops[..ops.len().min(*left as usize)];
-        loop {
-            let mut rest = ops.iter();
-            let mut ended = None;
-            for op in rest.by_ref() {
+    /// Runs one decoded block after the other.
+    #[inline(never)]
+    fn run_known_blocks<B: Bus>(&mut self, bus: &mut B, code: &Code<B>, left: &mut u64) -> End<B> {
+        'blocks: while let Some(span) = code.find_known(self)
+            && u64::from(span.instructions) <= *left
+        {
+            let ops = code.ops(span);
+            for op in ops {
                 if let Err(exit) = (op.exec)(self, bus, op) {
-                    ended = Some((op, exit));
-                    break;
+                    if exit != Exit::Jump {
+                        self.count(op.through - op.instructions(), left);
+                        return End::Within(*op, exit);
+                    }
+                    self.count(op.through, left);
+                    if self.attention {
+                        return End::Attention;
+                    }
+                    continue 'blocks;
                 }
             }
-            let Some((op, exit)) = ended else {
-                *left -= ops.len() as u64;
-                self.retired += ops.len() as u64;
-                if let Some(last) = ops.last() {
-                    self.rip = self.next_rip(last);
-                }
-                return Ok(());
-            };
-            let before = (ops.len() - rest.len() - 1) as u64;
-            *left -= before + 1;
-            if exit == Exit::Jump {
-                self.retired += before + 1;
-                if self.rip == start && !self.attention && *left >= ops.len() as u64 {
-                    continue;
-                }
-                return Ok(());
+            if let Some(last) = ops.last() {
+                self.rip = self.next_rip(last);
+                self.count(last.through, left);
             }
-            self.retired += before;
-            return match exit {
-                Exit::Careful => self.step(bus, op),
-                _ => self.finish(bus, op, exit),
-            };
+            if self.attention {
+                return End::Attention;
+            }
+        }
+        End::Unknown
+    }
+
+    fn count(&mut self, instructions: u8, left: &mut u64) {
+        self.retired += u64::from(instructions);
+        *left -= u64::from(instructions);
+    }
+
+    /// Looks up the block at RIP, for [`Cpu::run_known_blocks`]; if it is longer than the budget, runs its first
+    /// instruction.
+    fn find_or_run_one<B: Bus>(&mut self, bus: &mut B, code: &mut Code<B>, left: u64) -> End<B> {
+        match code.find(self, bus) {
+            Ok(span) if u64::from(span.instructions) <= left => End::Unknown,
+            Ok(span) => {
+                let op = code.first(self, span);
+                let flow = (op.exec)(self, bus, &op);
+                End::Within(op, flow.err().unwrap_or(Exit::Leave))
+            }
+            Err(exit) => End::Fetch(exit),
+        }
+    }
+
+    fn step_at_rip<B: Bus>(&mut self, bus: &mut B, code: &mut Code<B>) -> Result<(), Stop> {
+        match code.find(self, bus) {
+            Ok(span) => {
+                let op = code.first(self, span);
+                self.step(bus, &op)
+            }
+            Err(exit) => self.leave(bus, exit),
         }
     }
 

@@ -8,6 +8,8 @@ use crate::RamPage;
 
 /// Number of entries for each kind of access.
 pub(crate) const ENTRIES: usize = 1024;
+/// With more changes than this, it is cheaper to look at every entry.
+const MAX_LOCAL: usize = ENTRIES / 4;
 
 /// Tag bit of a page that holds decoded code. No access has it.
 const CODE: u64 = 1 << 63;
@@ -68,6 +70,8 @@ pub(crate) struct Mapping {
 pub(crate) struct Side {
     entries: [Entry; ENTRIES],
     details: [Detail; ENTRIES],
+    /// The entries that were not global when they were made, since the last flush; [`MAX_LOCAL`] at the most.
+    local: Vec<u16>,
 }
 
 impl Side {
@@ -81,6 +85,7 @@ impl Side {
                 pfn: 0,
                 global: false,
             }; ENTRIES],
+            local: Vec::new(),
         }
     }
 
@@ -124,14 +129,27 @@ impl Side {
             pfn: mapping.pfn,
             global: mapping.global,
         };
+        if !mapping.global && self.local.len() < MAX_LOCAL {
+            self.local.push(slot as u16);
+        }
     }
 
     fn flush(&mut self, keep_global: bool) {
-        for (entry, detail) in self.entries.iter_mut().zip(&self.details) {
-            if !(keep_global && detail.global) {
-                entry.tag = EMPTY;
+        if keep_global && self.local.len() < MAX_LOCAL {
+            for &slot in &self.local {
+                let slot = usize::from(slot) % ENTRIES;
+                if !self.details[slot].global {
+                    self.entries[slot].tag = EMPTY;
+                }
+            }
+        } else {
+            for (entry, detail) in self.entries.iter_mut().zip(&self.details) {
+                if !(keep_global && detail.global) {
+                    entry.tag = EMPTY;
+                }
             }
         }
+        self.local.clear();
     }
 
     fn mark_code(&mut self, pfn: u64) {
@@ -279,6 +297,25 @@ mod tests {
         assert_eq!(tlb.read.find(0x2000, USER), None);
         tlb.flush_page(0x1000);
         assert_eq!(tlb.read.find(0x1000, USER), None);
+    }
+
+    #[test]
+    fn many_local_pages_are_forgotten_like_few() {
+        for count in [MAX_LOCAL as u64 - 1, MAX_LOCAL as u64, ENTRIES as u64] {
+            let mut tlb = Tlb::new();
+            for page in 0..count {
+                tlb.insert_read(page << 12, USER, mapping(page, page % 2 == 0));
+            }
+            tlb.flush(true);
+            for page in 0..count {
+                let expected = (page % 2 == 0).then_some(RamPage(page));
+                assert_eq!(
+                    tlb.read.find(page << 12, USER),
+                    expected,
+                    "{page} of {count}"
+                );
+            }
+        }
     }
 
     #[test]

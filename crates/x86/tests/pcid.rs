@@ -6,6 +6,7 @@ mod tables;
 
 use iced_x86::code_asm::*;
 use msrgate_x86::{Config, SUPPORTED_FEATURES};
+use support::CODE;
 use tables::{kernel, step, user};
 
 const UD: u8 = 6;
@@ -156,6 +157,42 @@ fn global_page_is_forgotten_with_pcids_and_with_global_pages() {
         m.run(4);
         let r = m.cpu.registers();
         assert_eq!((r.rbx, r.rdx), (6, 8), "{flipped:#x}");
+    }
+}
+
+#[test]
+fn code_in_the_upper_half_moves_with_its_page() {
+    const UPPER: u64 = 0xffff_8000_0000_0000;
+    const DIRECTORY: u64 = 0x3000;
+    const GLOBAL: u64 = 1 << 8;
+    const PGE: u64 = 1 << 7;
+    const MOV_EAX: u8 = 0xb8;
+    // The second instruction is 3 bytes behind the first.
+    let rows = [
+        ("MOV CR3, no global page", 0, 0, CODE),
+        ("MOV CR3, global page without CR4.PGE", GLOBAL, 0, CODE),
+        ("INVLPG, global page", GLOBAL, PGE, CODE + 3),
+    ];
+    for (what, global, pge, start) in rows {
+        let mut m = kernel(|a| {
+            a.mov(cr3, rbx)?;
+            a.invlpg(byte_ptr(rsi))
+        });
+        let mut system = m.cpu.system_registers();
+        system.cr4 = system.cr4 & !PGE | pge;
+        m.cpu.set_system_registers(&system);
+        m.ram.write_u64(TABLES + 256 * 8, (TABLES + 0x1000) | 7);
+        for (page, value) in [(0x40_0000, 1), (0x60_0000, 2)] {
+            m.ram.write(page, &[MOV_EAX, value, 0, 0, 0]);
+        }
+        for (page, value) in [(0x40_0000, 1), (0x60_0000, 2)] {
+            m.ram.write_u64(DIRECTORY + 2 * 8, page | global | 0x87);
+            m.set(|r| (r.rip, r.rbx, r.rsi) = (start, TABLES, UPPER + 0x40_0000));
+            m.run(1);
+            m.set(|r| r.rip = UPPER + 0x40_0000);
+            m.run(1);
+            assert_eq!(m.cpu.registers().rax, value, "{what}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Read;
 
 use lz4_flex::frame::FrameDecoder;
 use lzma_rust2::XzReader;
-use ruzstd::decoding::StreamingDecoder;
+use zstd::stream::read::Decoder as ZstdDecoder;
 
 use super::LinuxError;
 
@@ -19,7 +19,7 @@ const METHODS: [(&[u8], Method); 4] = [
 ];
 
 /// `zstd -22 --ultra` asks for 128 MiB.
-const ZSTD_WINDOW_BYTES: u64 = 128 << 20;
+const ZSTD_WINDOW_LOG: u32 = 27;
 const XZ_MEMORY_KIB: u32 = 256 << 10;
 
 #[derive(Clone, Copy, Debug)]
@@ -40,11 +40,7 @@ pub(super) fn unpack(payload: &[u8], limit: u64) -> Result<Option<Vec<u8>>, Linu
     let packed = &payload[..length];
     let unpacked = match method {
         Method::Lz4 => read(FrameDecoder::new(packed), limit),
-        Method::Zstd => match StreamingDecoder::new_with_max_window_size(packed, ZSTD_WINDOW_BYTES)
-        {
-            Ok(decoder) => read(decoder, limit),
-            Err(_) => None,
-        },
+        Method::Zstd => zstd_decoder(packed).and_then(|decoder| read(decoder, limit)),
         Method::Xz => read(
             XzReader::new_mem_limit(payload, false, XZ_MEMORY_KIB),
             limit,
@@ -52,6 +48,12 @@ pub(super) fn unpack(payload: &[u8], limit: u64) -> Result<Option<Vec<u8>>, Linu
         Method::Gzip => read(flate2::read::GzDecoder::new(payload), limit),
     };
     unpacked.ok_or(LinuxError::Payload).map(Some)
+}
+
+fn zstd_decoder(packed: &[u8]) -> Option<impl Read> {
+    let mut decoder = ZstdDecoder::with_buffer(packed).ok()?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG).ok()?;
+    Some(decoder.single_frame())
 }
 
 /// All of it; `None` if it is damaged or longer than it may be.

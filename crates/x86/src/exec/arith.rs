@@ -1,14 +1,15 @@
 //! ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT: one or two operands, one result.
 //!
 //! The operations are types ([`Binary`], [`Unary`]), so that each pair of operation and operand form is a
-//! function of its own.
+//! function of its own. CMP and TEST also have functions that do the conditional jump behind them.
 
 use iced_x86::{Instruction, Mnemonic};
 
+use super::cond::conditional;
 use super::{Form, form, operand_bytes, sized};
 use crate::flags::Flags;
 use crate::int::Int;
-use crate::op::{Exec, Flow, Op};
+use crate::op::{Exec, Exit, Flow, Op};
 use crate::{Bus, Cpu};
 
 pub(super) fn lower<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<B>> {
@@ -33,11 +34,41 @@ pub(super) fn lower<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<
 fn binary<B: Bus, O: Binary>(insn: &Instruction) -> Option<Exec<B>> {
     let bytes = operand_bytes(insn);
     match form(insn) {
-        Form::RegReg => sized!(bytes, T => reg_reg::<B, T, O>),
-        Form::RegImm => sized!(bytes, T => reg_imm::<B, T, O>),
-        Form::RegMem => sized!(bytes, T => reg_mem::<B, T, O>),
-        Form::MemReg => sized!(bytes, T => mem_reg::<B, T, O>),
-        Form::MemImm => sized!(bytes, T => mem_imm::<B, T, O>),
+        Form::RegReg => sized!(bytes, T => two::<B, RegReg, T, O>),
+        Form::RegImm => sized!(bytes, T => two::<B, RegImm, T, O>),
+        Form::RegMem => sized!(bytes, T => two::<B, RegMem, T, O>),
+        Form::MemReg => sized!(bytes, T => two::<B, MemReg, T, O>),
+        Form::MemImm => sized!(bytes, T => two::<B, MemImm, T, O>),
+        _ => None,
+    }
+}
+
+/// The function for CMP or TEST and the conditional jump behind it, as one [`Op`].
+pub(super) fn lower_with_jump<B: Bus>(first: &Instruction, cc: u8) -> Option<Exec<B>> {
+    match first.mnemonic() {
+        Mnemonic::Cmp => binary_with_jump::<B, Cmp>(first, cc),
+        Mnemonic::Test => binary_with_jump::<B, Test>(first, cc),
+        _ => None,
+    }
+}
+
+fn binary_with_jump<B: Bus, O: Binary>(insn: &Instruction, cc: u8) -> Option<Exec<B>> {
+    let bytes = operand_bytes(insn);
+    match form(insn) {
+        Form::RegReg => sized_with_jump::<B, RegReg, O>(bytes, cc),
+        Form::RegImm => sized_with_jump::<B, RegImm, O>(bytes, cc),
+        Form::RegMem => sized_with_jump::<B, RegMem, O>(bytes, cc),
+        Form::MemReg => sized_with_jump::<B, MemReg, O>(bytes, cc),
+        Form::MemImm => sized_with_jump::<B, MemImm, O>(bytes, cc),
+        _ => None,
+    }
+}
+
+fn sized_with_jump<B: Bus, F: Operands, O: Binary>(bytes: usize, cc: u8) -> Option<Exec<B>> {
+    match bytes {
+        1 => conditional!(cc, CC => two_and_jump::<B, F, u8, O, CC>),
+        4 => conditional!(cc, CC => two_and_jump::<B, F, u32, O, CC>),
+        8 => conditional!(cc, CC => two_and_jump::<B, F, u64, O, CC>),
         _ => None,
     }
 }
@@ -64,41 +95,84 @@ trait Unary {
     fn apply<T: Int>(flags: &mut Flags, a: T) -> T;
 }
 
-fn reg_reg<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
-    let (a, b) = (cpu.get::<T>(op.dst), cpu.get(op.src));
-    let result = O::apply(&mut cpu.flags, a, b);
-    if O::STORES {
-        cpu.set(op.dst, result);
+/// Where the two operands are.
+trait Operands {
+    fn apply<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow;
+}
+
+fn two<B: Bus, F: Operands, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+    F::apply::<B, T, O>(cpu, bus, op)
+}
+
+fn two_and_jump<B: Bus, F: Operands, T: Int, O: Binary, const CC: u8>(
+    cpu: &mut Cpu,
+    bus: &mut B,
+    op: &Op<B>,
+) -> Flow {
+    F::apply::<B, T, O>(cpu, bus, op)?;
+    if cpu.flags.condition::<CC>() {
+        cpu.rip = op.second_target(cpu.rip);
+        return Err(Exit::Jump);
     }
     Ok(())
 }
 
-fn reg_imm<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
-    let a = cpu.get::<T>(op.dst);
-    let result = O::apply(&mut cpu.flags, a, T::cut(op.imm));
-    if O::STORES {
-        cpu.set(op.dst, result);
-    }
-    Ok(())
-}
+struct RegReg;
+struct RegImm;
+struct RegMem;
+struct MemReg;
+struct MemImm;
 
-fn reg_mem<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    cpu.load_then(bus, op, |cpu, b: T| {
-        let a = cpu.get::<T>(op.dst);
+impl Operands for RegReg {
+    #[inline(always)]
+    fn apply<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
+        let (a, b) = (cpu.get::<T>(op.dst), cpu.get(op.src));
         let result = O::apply(&mut cpu.flags, a, b);
         if O::STORES {
             cpu.set(op.dst, result);
         }
-    })
+        Ok(())
+    }
 }
 
-fn mem_reg<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    let b = cpu.get::<T>(op.src);
-    mem_value::<B, T, O>(cpu, bus, op, b)
+impl Operands for RegImm {
+    #[inline(always)]
+    fn apply<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
+        let a = cpu.get::<T>(op.dst);
+        let result = O::apply(&mut cpu.flags, a, op.immediate());
+        if O::STORES {
+            cpu.set(op.dst, result);
+        }
+        Ok(())
+    }
 }
 
-fn mem_imm<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
-    mem_value::<B, T, O>(cpu, bus, op, T::cut(op.imm))
+impl Operands for RegMem {
+    #[inline(always)]
+    fn apply<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+        cpu.load_then(bus, op, |cpu, b: T| {
+            let a = cpu.get::<T>(op.dst);
+            let result = O::apply(&mut cpu.flags, a, b);
+            if O::STORES {
+                cpu.set(op.dst, result);
+            }
+        })
+    }
+}
+
+impl Operands for MemReg {
+    #[inline(always)]
+    fn apply<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+        let b = cpu.get::<T>(op.src);
+        mem_value::<B, T, O>(cpu, bus, op, b)
+    }
+}
+
+impl Operands for MemImm {
+    #[inline(always)]
+    fn apply<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
+        mem_value::<B, T, O>(cpu, bus, op, op.immediate())
+    }
 }
 
 #[inline(always)]

@@ -23,12 +23,10 @@ macro_rules! conditional {
     };
 }
 
+pub(super) use conditional;
+
 pub(super) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B>> {
-    // The enum's order is that of the opcodes, after `None`.
-    let cc = match insn.condition_code() {
-        ConditionCode::None => return None,
-        code => code as u8 - 1,
-    };
+    let cc = condition(insn)?;
     if insn.is_jcc_short_or_near() {
         op.disp = insn.next_ip();
         return conditional!(cc, CC => jump::<B, CC>);
@@ -48,6 +46,14 @@ pub(super) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B
         (Form::RegMem, 4) => conditional!(cc, CC => move_mem::<B, u32, CC>),
         (Form::RegMem, 2) => conditional!(cc, CC => move_mem::<B, u16, CC>),
         _ => None,
+    }
+}
+
+/// The condition that `insn` depends on: the low four bits of its opcode.
+pub(super) fn condition(insn: &Instruction) -> Option<u8> {
+    match insn.condition_code() {
+        ConditionCode::None => None,
+        code => Some(code as u8 - 1), // the enum's order is that of the opcodes, after `None`
     }
 }
 

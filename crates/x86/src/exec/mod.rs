@@ -108,6 +108,17 @@ pub(crate) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Exec<B> {
     unimplemented
 }
 
+/// The function that executes `first` and the conditional jump `second` behind it, if there is one.
+pub(crate) fn lower_with_jump<B: Bus>(
+    first: &Instruction,
+    second: &Instruction,
+) -> Option<Exec<B>> {
+    if !second.is_jcc_short_or_near() {
+        return None;
+    }
+    arith::lower_with_jump(first, cond::condition(second)?)
+}
+
 /// What does nothing here: hints, and the fences and cache instructions of a processor without caches.
 fn idle<B: Bus>(insn: &Instruction, _op: &mut Op<B>) -> Option<Exec<B>> {
     use Mnemonic::*;

@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Form, form, operand_bytes, sized};
 use crate::int::Int;
-use crate::op::{Addressing, Exec, Flow, Op};
+use crate::op::{Exec, Flow, Op};
 use crate::walk::AccessKind;
 use crate::{Bus, Cpu, reg};
 
@@ -22,10 +22,7 @@ pub(super) fn lower<B: Bus>(insn: &Instruction, op: &mut Op<B>) -> Option<Exec<B
         Mnemonic::Movzx => lower_movzx(form(insn), bytes, source_bytes),
         Mnemonic::Movsx | Mnemonic::Movsxd => lower_movsx(form(insn), bytes, source_bytes),
         Mnemonic::Lea => {
-            op.addressing = match op.addressing.is_flat() {
-                true => op.addressing,
-                false => Addressing::new(0, op.addressing.size_bytes()),
-            };
+            op.addressing = op.addressing.unsegmented();
             if op.addressing.is_flat() && bytes == 8 {
                 return Some(lea_flat);
             }
