@@ -330,14 +330,10 @@ impl Cpu {
         self.wrap_rip(next)
     }
 
-    /// RIP cut to the width of the code segment.
+    /// RIP cut to its width: outside 64-bit mode it has 32 bits, in 16-bit code too.
     #[inline(always)]
     pub(crate) fn wrap_rip(&self, rip: u64) -> u64 {
-        match self.code_bits {
-            64 => rip,
-            32 => rip & 0xffff_ffff,
-            _ => rip & 0xffff,
-        }
+        if self.is_64() { rip } else { rip & 0xffff_ffff }
     }
 
     /// 64-bit mode proper (not compatibility mode).

@@ -148,31 +148,30 @@ impl Cpu {
         }
     }
 
-    /// The call gate that `descriptor` is.
+    /// The call gate that `descriptor` is. In long mode its upper half is looked at last.
     fn call_gate<B: Bus>(&mut self, bus: &mut B, descriptor: &Descriptor) -> Result<Gate, Exit> {
+        const TYPE_OF_HIGH_HALF: u64 = 0x1f00 << 32;
         let selector = descriptor.segment.selector;
         let mut gate = Gate::parse(descriptor.raw, 0);
-        let usable = match gate.type_ {
-            system_type::CALL_GATE if self.is_long() => {
-                const TYPE_OF_HIGH_HALF: u64 = 0x1f00 << 32;
-                let high = self
-                    .descriptor_high(bus, selector)?
-                    .unwrap_or(TYPE_OF_HIGH_HALF);
-                gate = Gate::parse(descriptor.raw, high);
-                high & TYPE_OF_HIGH_HALF == 0
-            }
+        let exists = match gate.type_ {
             system_type::CALL_GATE => true,
-            system_type::CALL_GATE_16 => {
-                gate.offset &= 0xffff;
-                !self.is_long()
-            }
+            system_type::CALL_GATE_16 => !self.is_long(),
             _ => false,
         };
-        if !usable || gate.dpl < self.cpl.max(rpl(selector)) {
+        if !exists || gate.dpl < self.cpl.max(rpl(selector)) {
             return Err(self.selector_fault(vector::GP, selector, 0));
         }
         if !gate.present {
             return Err(self.selector_fault(vector::NP, selector, 0));
+        }
+        if gate.type_ == system_type::CALL_GATE_16 {
+            gate.offset &= 0xffff;
+        } else if self.is_long() {
+            let high = self.descriptor_high(bus, selector)?;
+            match high.filter(|high| high & TYPE_OF_HIGH_HALF == 0) {
+                Some(high) => gate = Gate::parse(descriptor.raw, high),
+                None => return Err(self.selector_fault(vector::GP, selector, 0)),
+            }
         }
         Ok(gate)
     }

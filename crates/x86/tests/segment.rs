@@ -275,6 +275,38 @@ fn call_gate_of_the_kernel_is_closed_to_the_user() {
     assert_eq!(outcome(&mut m), Err((GP, FREE.into())));
 }
 
+/// SDM vol. 2, CALL: the gate's level, then whether it is present, then what it leads to.
+#[test]
+fn call_gate_that_is_not_present_is_told_of_before_its_upper_half() {
+    for (gate, expected) in [
+        (0x0031_6c00_0008_0000, (NP, FREE.into())),
+        (0x0031_ec00_0008_0000, (GP, FREE.into())),
+    ] {
+        let mut m = kernel(|a| a.db(&[0xff, 0x1f]));
+        tables::descriptor(&mut m, 0, gate);
+        tables::descriptor(&mut m, 1, 0x1f00 << 32);
+        m.ram.write(0x30_0004, &(FREE | 3).to_le_bytes());
+        become_user(&mut m);
+        m.set(|r| r.rdi = 0x30_0000);
+        assert_eq!(outcome(&mut m), Err(expected));
+    }
+}
+
+/// The size of a code segment is that of its operands; where it runs, EIP has 32 bits.
+#[test]
+fn code_of_16_bits_runs_above_64_kib() {
+    let mut m = kernel(|a| a.db(&[0xff, 0x2f])); // JMP FAR m16:32 at RDI
+    tables::descriptor(&mut m, 0, 0x008f_9b00_0000_ffff);
+    m.ram.write(0x30_0000, &0x31_0000_u32.to_le_bytes());
+    m.ram.write(0x30_0004, &FREE.to_le_bytes());
+    m.ram.write(0x31_0000, &[0x90, 0x90]);
+    m.set(|r| r.rdi = 0x30_0000);
+    m.run(3);
+    let system = m.cpu.system_registers();
+    assert_eq!((system.cs.db, system.cs.l), (false, false));
+    assert_eq!(m.cpu.registers().rip, 0x31_0002);
+}
+
 #[test]
 fn ltr_marks_the_tss_busy_and_lldt_takes_16_bytes() {
     let mut m = kernel(|a| {

@@ -299,6 +299,38 @@ fn sysenter_and_sysexit_use_their_msrs() {
     assert!(system.cs.l);
 }
 
+/// APM vol. 3: SYSEXIT is not for users, and not for long mode; SYSRET does not look at RCX, so that the user's fetch
+/// faults.
+#[test]
+fn sysexit_and_sysret_of_amd_are_its_own() {
+    let on_amd = |m: &mut Machine| {
+        let mut config = m.cpu.config().clone();
+        for leaf in config.cpuid.iter_mut().filter(|leaf| leaf.function == 0) {
+            let vendor = [b"Auth", b"enti", b"cAMD"].map(|part| u32::from_le_bytes(*part));
+            [leaf.ebx, leaf.edx, leaf.ecx] = vendor;
+        }
+        m.cpu.set_config(config);
+    };
+    let mut m = user(|a| a.sysexit());
+    on_amd(&mut m);
+    assert_eq!(step(&mut m), Err(GP));
+    let mut m = kernel(|a| a.sysexit());
+    on_amd(&mut m);
+    assert_eq!(step(&mut m), Err(UD));
+
+    let mut m = kernel(|a| a.sysretq());
+    on_amd(&mut m);
+    let mut system = m.cpu.system_registers();
+    system.efer |= 1;
+    m.cpu.set_system_registers(&system);
+    m.cpu.msrs.star = 0x001b_0008_0000_0000;
+    m.set(|r| (r.rcx, r.r11) = (1 << 47, 2));
+    assert_eq!(step(&mut m), Ok(()));
+    assert_eq!(m.cpu.cpl(), 3);
+    assert_eq!(step(&mut m), Err(GP));
+    assert_eq!(frame(&m), [0, 1 << 47, u64::from(USER_CODE)]);
+}
+
 #[test]
 fn swapgs_exchanges_the_bases() {
     let mut m = kernel(|a| a.swapgs());

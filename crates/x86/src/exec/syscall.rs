@@ -64,12 +64,18 @@ fn syscall<B: Bus>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
 }
 
 fn sysret<B: Bus, const TO_64: bool>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
-    if cpu.efer & efer::SCE == 0 || !cpu.is_64() {
+    let amd = cpu.features.amd;
+    if cpu.efer & efer::SCE == 0 || !cpu.is_64() && !amd {
         return Err(cpu.raise(Fault::UD));
     }
     require_cpl0(cpu)?;
+    // AMD has it outside 64-bit mode, which is left out.
+    if !cpu.is_64() {
+        return Err(cpu.raise(Fault::UD));
+    }
     let rip = cpu.gpr[reg::RCX];
-    if TO_64 && !Cpu::is_canonical(rip) {
+    // On AMD's processors the user's first fetch faults.
+    if TO_64 && !amd && !Cpu::is_canonical(rip) {
         return Err(cpu.raise(Fault::GP));
     }
     cpu.rip = if TO_64 { rip } else { rip & 0xffff_ffff };
@@ -97,6 +103,7 @@ fn sysenter<B: Bus>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
 
 fn sysexit<B: Bus, const TO_64: bool>(cpu: &mut Cpu, _bus: &mut B, _op: &Op<B>) -> Flow {
     if cpu.is_long() && cpu.features.amd {
+        require_cpl0(cpu)?;
         return Err(cpu.raise(Fault::UD));
     }
     let base = cpu.msrs.sysenter_cs as u16 & !RPL;
