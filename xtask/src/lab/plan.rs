@@ -130,6 +130,11 @@ const PLANS: &[Plan] = &[
             .limit_s(180)
             .amd(),
     ),
+    Plan::Cargo(
+        CargoTest::new("msrgate-tests", "privileged")
+            .limit_s(180)
+            .amd(),
+    ),
     Plan::Cargo(CargoTest::new("msrgate-tests", "policies").only(&["kvm"])),
     // TCG does passed-through writes differently from a processor: SYSENTER's are not cut, no address faults.
     Plan::Cargo(
