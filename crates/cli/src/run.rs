@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Status> {
     let policies = policies(args, &options(observation))?;
     policies.iter().try_for_each(host::check)?;
     let cannot = || format!("cannot boot {}", args.guest_name());
-    guest.load(&memory).with_context(cannot)?;
+    let guest = guest.load(&memory).with_context(cannot)?;
     anstream::eprintln!("msrgate: on {name}: {why}");
     let trace = match &args.trace {
         Some(path) => {

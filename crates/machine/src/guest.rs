@@ -1,5 +1,7 @@
 //! A guest in memory, and how it starts: [`Guest`], [`LoadError`].
 
+use std::mem;
+
 use msrgate_core::{Vcpu, VmError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
@@ -76,28 +78,44 @@ impl Guest {
         Self { boot, ..self }
     }
 
-    /// Puts the guest where it belongs.
+    /// Puts the guest where it belongs. Its bytes are only there then.
     ///
     /// # Errors
     /// It does not fit.
-    pub fn load(&self, memory: &GuestMemoryMmap) -> Result<(), LoadError> {
-        match &self.program {
+    pub fn load(self, memory: &GuestMemoryMmap) -> Result<Loaded, LoadError> {
+        let mut program = self.program;
+        match &mut program {
             Program::Elf { segments, .. } => {
                 let written = long_mode::write_tables(memory, Selectors::ELF);
                 written.map_err(LoadError::Memory)?;
-                for segment in segments {
-                    load_segment(segment, memory)?;
+                for segment in mem::take(segments) {
+                    load_segment(&segment, memory)?;
                 }
-                Ok(())
             }
             Program::Flat { bytes } => {
                 real_mode::write_vectors(memory).map_err(LoadError::Memory)?;
                 memory
-                    .write_slice(bytes, GuestAddress(FLAT_BASE))
-                    .map_err(LoadError::Memory)
+                    .write_slice(&mem::take(bytes), GuestAddress(FLAT_BASE))
+                    .map_err(LoadError::Memory)?;
             }
-            Program::Linux(kernel) => kernel.load(memory, &self.boot),
+            Program::Linux(kernel) => kernel.load(memory, &self.boot)?,
         }
+        Ok(Loaded { program })
+    }
+}
+
+/// A guest that is in guest memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Without its bytes.
+    program: Program,
+}
+
+impl Loaded {
+    /// As [`Guest::is_linux`].
+    #[must_use]
+    pub fn is_linux(&self) -> bool {
+        matches!(self.program, Program::Linux(_))
     }
 
     /// Does to each vCPU what the guest expects of firmware.

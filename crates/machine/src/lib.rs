@@ -27,7 +27,7 @@ pub mod tour;
 
 pub use board::{EXIT_PORT, POLICY_PORT, SERIAL_GSI, SERIAL_PORT};
 pub use end::{End, MachineError, StopCause, Stopper};
-pub use guest::{Guest, LoadError, MemoryError, guest_memory};
+pub use guest::{Guest, LoadError, Loaded, MemoryError, guest_memory};
 pub use linux::{Boot, LinuxError, MAX_CPUS};
 pub use machine::{Keyboard, Machine};
 pub use meter::{Meter, Reading};

@@ -10,6 +10,8 @@ mod payload;
 mod pvh;
 mod zero_page;
 
+use std::mem;
+
 use linux_loader::loader::bootparam::setup_header;
 use msrgate_core::{MsrIndex, Registers, SystemRegisters, Vcpu, VmError};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -127,8 +129,8 @@ impl Kernel {
         }
     }
 
-    /// Puts it and what it is booted with where they belong.
-    pub(crate) fn load(&self, memory: &GuestMemoryMmap, boot: &Boot) -> Result<(), LoadError> {
+    /// Puts it and what it is booted with where they belong, and lets go of its bytes.
+    pub(crate) fn load(&mut self, memory: &GuestMemoryMmap, boot: &Boot) -> Result<(), LoadError> {
         let memory_end = memory.last_addr().0 + 1;
         if self.end > memory_end {
             return Err(LinuxError::NoRoom {
@@ -148,7 +150,7 @@ impl Kernel {
             let done = memory.write_slice(bytes, GuestAddress(address));
             done.map_err(LoadError::Memory)
         };
-        for segment in &self.segments {
+        for segment in mem::take(&mut self.segments) {
             write(&segment.bytes, segment.address)?;
         }
         write(command_line.as_bytes(), COMMAND_LINE)?;

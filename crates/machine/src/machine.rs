@@ -10,7 +10,7 @@ use msrgate_core::{MsrHandler, Recorder, Unimplemented, Vcpu, VcpuId, Vm, VmErro
 
 use crate::board::Board;
 use crate::end::{End, MachineError, StopCause, Stopper};
-use crate::guest::Guest;
+use crate::guest::Loaded;
 use crate::meter::{Count, Meter};
 use crate::processor::{Processor, Shared};
 use crate::rules::{Reloader, Rulebook, Rules};
@@ -36,7 +36,7 @@ where
     /// The backend refuses something.
     pub fn new(
         vm: V,
-        guest: &Guest,
+        guest: &Loaded,
         policies: Vec<Rules>,
         recorders: Vec<R>,
         console: W,

@@ -36,7 +36,7 @@ where
         entry: CODE,
         segments: vec![code],
     });
-    guest.load(memory)?;
+    let guest = guest.load(memory)?;
     let machine = Machine::new(vm, &guest, Vec::new(), vec![()], io::sink());
     let end = machine.map_err(MachineError::Vm)?.run()?;
     Ok(Some(end).filter(|end| *end != End::Exit { code: 0 }))

@@ -88,7 +88,7 @@ fn kernel(code: &[u8]) -> Vec<u8> {
 
 fn load(file: &[u8], memory_bytes: u64, boot: Boot) -> Result<(), LoadError> {
     let memory = guest_memory(memory_bytes).unwrap();
-    Guest::parse(file)?.with_boot(boot).load(&memory)
+    Guest::parse(file)?.with_boot(boot).load(&memory).map(drop)
 }
 
 /// The Linux-specific reason why it is refused.
@@ -104,7 +104,7 @@ fn run(file: &[u8], boot: Boot) -> (End, Vec<u8>) {
     let memory = guest_memory(16 * MIB).unwrap();
     let guest = Guest::parse(file).unwrap().with_boot(boot);
     assert!(guest.is_linux());
-    guest.load(&memory).unwrap();
+    let guest = guest.load(&memory).unwrap();
     let vm = SoftVm::new(&memory, SystemConfig::default()).unwrap();
     vm.create_irqchip().unwrap();
     let mut console = Vec::new();

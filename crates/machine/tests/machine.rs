@@ -19,7 +19,7 @@ fn machine(code: &[u8], policies: &[&str]) -> TestMachine {
 fn machine_with(code: &[u8], policies: Vec<Rules>) -> TestMachine {
     let memory = guest_memory(4 << 20).expect("4 MiB");
     let guest = Guest::parse(&elf(code)).expect("an ELF64");
-    guest.load(&memory).expect("room for it");
+    let guest = guest.load(&memory).expect("room for it");
     let vm = SoftVm::new(&memory, SystemConfig::default()).expect("a VM");
     Machine::new(vm, &guest, policies, vec![Vec::new()], Vec::new()).expect("a machine")
 }

@@ -37,6 +37,9 @@ const ARCH_CAPABILITIES: u32 = 1 << 29;
 /// Leaf 0x80000007 EDX: the TSC never changes its frequency.
 const INVARIANT_TSC: u32 = 1 << 8;
 
+/// AMD's second leaf of features, and the last that there is.
+const AMD_HIGHEST: u32 = 0x8000_0021;
+
 /// Leaf 0x40000001 EAX: kvmclock by the old MSRs and the new ones, with pages that agree; ports need no delay.
 const PV_FEATURES: u32 = 1 << pv::CLOCKSOURCE
     | 1 << pv::NOP_IO_DELAY
@@ -116,14 +119,26 @@ fn host_cpuid() -> Vec<CpuidLeaf> {
                     leaf.ecx |= RDRAND;
                 }
             }
-            0x8000_0000 if is_amd => [leaf.ebx, leaf.ecx, leaf.edx] = [b, c, d],
+            0x8000_0000 if is_amd => {
+                [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] = [AMD_HIGHEST, b, c, d];
+            }
             0x8000_0001 if is_amd => {
                 leaf.eax = signature;
                 leaf.edx = supported_mask(0x8000_0001, CpuidRegister::Edx);
             }
-            0x8000_0008 => leaf.eax = address_bits & 0xffff,
+            0x8000_0008 => {
+                leaf.eax = address_bits & 0xffff;
+                if is_amd {
+                    leaf.ebx = supported_mask(0x8000_0008, CpuidRegister::Ebx);
+                }
+            }
             _ => {}
         }
+    }
+    if is_amd {
+        use CpuidRegister::{Eax, Ebx, Ecx, Edx};
+        let registers = [Eax, Ebx, Ecx, Edx].map(|it| supported_mask(AMD_HIGHEST, it));
+        leaves.push(leaf(AMD_HIGHEST, registers));
     }
     leaves
 }
@@ -151,6 +166,18 @@ fn leaf(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidLeaf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amd_guests_learn_that_nothing_speculates() {
+        let table = supported(CpuidSource::Host, 2_600_000);
+        let find = |function| table.iter().find(|leaf| leaf.function == function);
+        let is_amd = find(0).unwrap().ecx == u32::from_le_bytes(*b"cAMD");
+        let highest = find(0x8000_0000).unwrap().eax;
+        assert_eq!(highest, if is_amd { 0x8000_0021 } else { 0x8000_0008 });
+        assert_eq!(find(0x8000_0021).is_some(), is_amd);
+        let no_errata = find(0x8000_0008).unwrap().ebx;
+        assert_eq!(no_errata, if is_amd { 1 << 26 | 1 << 29 } else { 0 });
+    }
 
     #[test]
     fn tables_name_kvm_and_the_frequency_of_the_tsc() {

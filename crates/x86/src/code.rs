@@ -7,8 +7,10 @@
 //!
 //! Stores into code are noticed by [`memory`](crate::memory), through [`CodeState::lines`].
 
+use core::array;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use crate::op::{Exit, Fault, Op};
 use crate::page::line_mask;
@@ -21,7 +23,7 @@ const MAX_BLOCK_OPS: usize = 64;
 /// Longest instruction.
 const MAX_OP_BYTES: usize = 15;
 /// Everything is forgotten when there are more than this many decoded instructions.
-const MAX_OPS: usize = 1 << 18;
+const MAX_OPS: usize = 1 << 17;
 
 const JUMPS: usize = 1 << 12;
 const BUCKETS: usize = 1 << 14;
@@ -109,9 +111,8 @@ impl Lines {
 }
 
 /// A run of instructions.
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    span: Span,
+struct Block<B> {
+    ops: Arc<[Op<B>]>,
     key: Key,
     /// Where its first byte is.
     page: RamPage,
@@ -143,80 +144,79 @@ impl Key {
 }
 
 /// An entry of the table from RIP to block.
-#[derive(Clone, Copy)]
-struct Jump {
+pub(crate) struct Jump<B> {
     rip: u64,
     tag: Tag,
-    span: Span,
+    pub(crate) ops: Arc<[Op<B>]>,
+    /// How many instructions the [`Op`]s are.
+    pub(crate) instructions: u8,
     /// The block's number.
     number: u32,
 }
 
-impl Jump {
+impl<B> Jump<B> {
     /// No mode has this tag.
-    const EMPTY: Self = Self {
-        rip: 0,
-        tag: Tag(u64::MAX),
-        span: Span {
-            first: 0,
-            count: 0,
+    fn none(ops: &Arc<[Op<B>]>) -> Self {
+        Self {
+            rip: 0,
+            tag: Tag(u64::MAX),
+            ops: Arc::clone(ops),
             instructions: 0,
-        },
-        number: 0,
-    };
-}
-
-/// A block's [`Op`]s, by their place among all, and how many instructions they are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
-    first: u32,
-    count: u16,
-    pub(crate) instructions: u16,
+            number: 0,
+        }
+    }
 }
 
 /// All decoded code.
 pub(crate) struct Code<B> {
-    ops: Vec<Op<B>>,
-    blocks: Vec<Block>,
+    blocks: Vec<Block<B>>,
+    /// How many [`Op`]s they have.
+    ops: usize,
+    /// Where they are decoded.
+    decoded: Vec<Op<B>>,
     bytes: Vec<u8>,
     buckets: Box<[u32]>,
-    jumps: Box<[Jump; JUMPS]>,
+    jumps: Box<[Jump<B>; JUMPS]>,
+    no_ops: Arc<[Op<B>]>,
     /// Blocks by frame.
     frames: Frames<Vec<u32>>,
 }
 
 impl<B: Bus> Code<B> {
     pub(crate) fn new() -> Self {
+        let no_ops: Arc<[Op<B>]> = Arc::new([]);
         Self {
-            ops: Vec::new(),
             blocks: Vec::new(),
+            ops: 0,
+            decoded: Vec::new(),
             bytes: Vec::new(),
             buckets: vec![NONE; BUCKETS].into(),
-            jumps: Box::new([Jump::EMPTY; JUMPS]),
+            jumps: Box::new(array::from_fn(|_| Jump::none(&no_ops))),
+            no_ops,
             frames: Frames::default(),
         }
     }
 
     /// The block at RIP, if it is in the table.
     #[inline(always)]
-    pub(crate) fn find_known(&self, cpu: &Cpu) -> Option<Span> {
+    pub(crate) fn find_known(&self, cpu: &Cpu) -> Option<&Jump<B>> {
         let jump = &self.jumps[Self::jump_slot(cpu.rip)];
-        (jump.rip == cpu.rip && jump.tag == cpu.code_tag()).then_some(jump.span)
+        (jump.rip == cpu.rip && jump.tag == cpu.code_tag()).then_some(jump)
     }
 
-    /// The instructions of a block.
-    #[inline(always)]
-    pub(crate) fn ops(&self, span: Span) -> &[Op<B>] {
-        &self.ops[span.first as usize..][..span.count as usize]
+    /// The block that [`Self::find`] has found at RIP.
+    pub(crate) fn found(&self, cpu: &Cpu) -> &Jump<B> {
+        &self.jumps[Self::jump_slot(cpu.rip)]
     }
 
-    /// The first instruction alone of the block that [`Self::find`] has just found.
-    pub(crate) fn first(&self, cpu: &Cpu, span: Span) -> Op<B> {
-        let op = self.ops[span.first as usize];
+    /// Its first instruction, alone.
+    pub(crate) fn first(&self, cpu: &Cpu) -> Op<B> {
+        let jump = self.found(cpu);
+        let op = jump.ops[0];
         if op.instructions() == 1 {
             return op;
         }
-        let block = &self.blocks[self.jumps[Self::jump_slot(cpu.rip)].number as usize];
+        let block = &self.blocks[jump.number as usize];
         let bytes = &self.bytes[block.bytes as usize..][..usize::from(block.len_bytes)];
         let mut ops = Vec::new();
         decode::block(cpu, bytes, 1, &mut ops);
@@ -238,18 +238,18 @@ impl<B: Bus> Code<B> {
     }
 
     /// The block at RIP, decoded now if need be. It is in the table then.
-    pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<Span, Exit> {
+    pub(crate) fn find(&mut self, cpu: &mut Cpu, bus: &mut B) -> Result<(), Exit> {
         let slot = Self::jump_slot(cpu.rip);
-        let jump = self.jumps[slot];
+        let jump = &self.jumps[slot];
         let tag = cpu.code_tag();
         if jump.rip == cpu.rip
             && jump.tag.differs_in_round_only(tag)
             && self.is_unchanged(bus, jump.number, tag)
         {
             self.jumps[slot].tag = tag;
-            return Ok(jump.span);
+            return Ok(());
         }
-        if self.ops.len() > MAX_OPS {
+        if self.ops > MAX_OPS {
             self.clear(cpu);
         }
         let place = Place::of(cpu, bus)?;
@@ -258,17 +258,17 @@ impl<B: Bus> Code<B> {
             None => self.build(cpu, bus, &place)?,
         };
         let block = &self.blocks[number as usize];
-        let span = block.span;
         if !(place.global && block.second_pfn.is_none()) {
             cpu.code_state.upper_is_local |= Cpu::is_upper(cpu.rip);
         }
         self.jumps[slot] = Jump {
             rip: cpu.rip,
             tag: cpu.code_tag(),
-            span,
+            ops: Arc::clone(&block.ops),
+            instructions: block.ops.last().map_or(0, |op| op.through),
             number,
         };
-        Ok(span)
+        Ok(())
     }
 
     /// Whether a block in one page still stands for its bytes.
@@ -295,18 +295,20 @@ impl<B: Bus> Code<B> {
         let mut before = None;
         let mut number = self.buckets[bucket];
         while number != NONE {
-            let block = self.blocks[number as usize];
-            if !block.live {
+            let &Block {
+                key, live, next, ..
+            } = &self.blocks[number as usize];
+            if !live {
                 match before {
-                    None => self.buckets[bucket] = block.next,
-                    Some(before) => self.blocks[before as usize].next = block.next,
+                    None => self.buckets[bucket] = next,
+                    Some(before) => self.blocks[before as usize].next = next,
                 }
-            } else if block.key == place.key && self.is_current(cpu, bus, place, number)? {
+            } else if key == place.key && self.is_current(cpu, bus, place, number)? {
                 return Ok(Some(number));
             } else {
                 before = Some(number);
             }
-            number = block.next;
+            number = next;
         }
         Ok(None)
     }
@@ -330,7 +332,7 @@ impl<B: Bus> Code<B> {
             block.round = cpu.code_tag().round();
             return Ok(true);
         }
-        block.live = false;
+        self.forget(number);
         Ok(false)
     }
 
@@ -339,25 +341,22 @@ impl<B: Bus> Code<B> {
         let mut second_pfn = None;
         let mut room = place.room.min(bytes.len());
         place.load(cpu, bus, &mut bytes[..room])?;
-        let first = self.ops.len();
-        let mut len = decode::block(cpu, &bytes[..room], MAX_BLOCK_OPS, &mut self.ops);
+        self.decoded.clear();
+        let mut len = decode::block(cpu, &bytes[..room], MAX_BLOCK_OPS, &mut self.decoded);
         if len == 0 {
             // The first instruction needs the next page too.
             room = MAX_OP_BYTES;
             second_pfn = place.load(cpu, bus, &mut bytes[..room])?;
-            len = decode::block(cpu, &bytes[..room], 1, &mut self.ops);
+            len = decode::block(cpu, &bytes[..room], 1, &mut self.decoded);
         }
         if len == 0 {
             return Err(cpu.raise(Fault::UD));
         }
         let number = self.blocks.len() as u32;
         let bucket = &mut self.buckets[place.key.bucket()];
+        self.ops += self.decoded.len();
         self.blocks.push(Block {
-            span: Span {
-                first: first as u32,
-                count: (self.ops.len() - first) as u16,
-                instructions: self.ops[first..].last().map_or(0, |op| op.through.into()),
-            },
+            ops: self.decoded.as_slice().into(),
             key: place.key,
             page: place.page,
             second_pfn,
@@ -393,19 +392,26 @@ impl<B: Bus> Code<B> {
 
     fn invalidate(&mut self, cpu: &mut Cpu, pfn: u64) {
         for number in self.frames.remove(&pfn).into_iter().flatten() {
-            self.blocks[number as usize].live = false;
+            self.forget(number);
         }
         cpu.code_state.lines.remove(&pfn);
         cpu.tlb.unmark_code(pfn);
         cpu.change_code(false);
     }
 
+    fn forget(&mut self, number: u32) {
+        let block = &mut self.blocks[number as usize];
+        block.live = false;
+        self.ops -= block.ops.len();
+        block.ops = Arc::clone(&self.no_ops);
+    }
+
     fn clear(&mut self, cpu: &mut Cpu) {
-        self.ops.clear();
+        self.ops = 0;
         self.blocks.clear();
         self.bytes.clear();
         self.buckets.fill(NONE);
-        self.jumps.fill(Jump::EMPTY);
+        self.jumps.fill_with(|| Jump::none(&self.no_ops));
         self.frames.clear();
         cpu.code_state.lines.clear();
         cpu.code_state.stale.clear();

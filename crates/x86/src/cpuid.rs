@@ -33,7 +33,7 @@ pub struct Feature {
 
 /// Every feature bit that may be advertised to a guest of this processor.
 pub const SUPPORTED_FEATURES: &[Feature] = &{
-    use CpuidRegister::{Ebx, Ecx, Edx};
+    use CpuidRegister::{Eax, Ebx, Ecx, Edx};
     [
         feature(1, Edx, 0, "fpu"),
         feature(1, Edx, 2, "de"),
@@ -78,6 +78,12 @@ pub const SUPPORTED_FEATURES: &[Feature] = &{
         feature(0x8000_0001, Edx, 26, "pdpe1gb"),
         feature(0x8000_0001, Edx, 27, "rdtscp"),
         feature(0x8000_0001, Edx, 29, "lm"),
+        // AMD's: what does not speculate needs no mitigation.
+        feature(0x8000_0008, Ebx, 26, "ssb_no"),
+        feature(0x8000_0008, Ebx, 29, "btc_no"),
+        feature(0x8000_0021, Eax, 29, "srso_no"),
+        feature(0x8000_0021, Ecx, 1, "tsa_sq_no"),
+        feature(0x8000_0021, Ecx, 2, "tsa_l1_no"),
     ]
 };
 

@@ -97,28 +97,35 @@ impl Cpu {
     }
 
     /// Runs one decoded block after the other.
-    #[inline(never)]
     fn run_known_blocks<B: Bus>(&mut self, bus: &mut B, code: &Code<B>, left: &mut u64) -> End<B> {
-        'blocks: while let Some(span) = code.find_known(self)
-            && u64::from(span.instructions) <= *left
+        let before = *left;
+        let end = self.run_table(bus, code, left);
+        self.retired += before - *left;
+        end
+    }
+
+    /// What is taken from `left` is not in [`Cpu::retired`] yet.
+    #[inline(never)]
+    fn run_table<B: Bus>(&mut self, bus: &mut B, code: &Code<B>, left: &mut u64) -> End<B> {
+        'blocks: while let Some(block) = code.find_known(self)
+            && u64::from(block.instructions) <= *left
         {
-            let ops = code.ops(span);
-            for op in ops {
+            for op in &*block.ops {
                 if let Err(exit) = (op.exec)(self, bus, op) {
                     if exit != Exit::Jump {
-                        self.count(op.through - op.instructions(), left);
+                        *left -= u64::from(op.through - op.instructions());
                         return End::Within(*op, exit);
                     }
-                    self.count(op.through, left);
+                    *left -= u64::from(op.through);
                     if self.attention {
                         return End::Attention;
                     }
                     continue 'blocks;
                 }
             }
-            if let Some(last) = ops.last() {
+            *left -= u64::from(block.instructions);
+            if let Some(last) = block.ops.last() {
                 self.rip = self.next_rip(last);
-                self.count(last.through, left);
             }
             if self.attention {
                 return End::Attention;
@@ -127,18 +134,13 @@ impl Cpu {
         End::Unknown
     }
 
-    fn count(&mut self, instructions: u8, left: &mut u64) {
-        self.retired += u64::from(instructions);
-        *left -= u64::from(instructions);
-    }
-
     /// Looks up the block at RIP, for [`Cpu::run_known_blocks`]; if it is longer than the budget, runs its first
     /// instruction.
     fn find_or_run_one<B: Bus>(&mut self, bus: &mut B, code: &mut Code<B>, left: u64) -> End<B> {
         match code.find(self, bus) {
-            Ok(span) if u64::from(span.instructions) <= left => End::Unknown,
-            Ok(span) => {
-                let op = code.first(self, span);
+            Ok(()) if u64::from(code.found(self).instructions) <= left => End::Unknown,
+            Ok(()) => {
+                let op = code.first(self);
                 let flow = (op.exec)(self, bus, &op);
                 End::Within(op, flow.err().unwrap_or(Exit::Leave))
             }
@@ -148,8 +150,8 @@ impl Cpu {
 
     fn step_at_rip<B: Bus>(&mut self, bus: &mut B, code: &mut Code<B>) -> Result<(), Stop> {
         match code.find(self, bus) {
-            Ok(span) => {
-                let op = code.first(self, span);
+            Ok(()) => {
+                let op = code.first(self);
                 self.step(bus, &op)
             }
             Err(exit) => self.leave(bus, exit),

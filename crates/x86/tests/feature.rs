@@ -8,7 +8,7 @@ use msrgate_x86::{SUPPORTED_FEATURES, Stop};
 use tables::kernel;
 
 /// Features, and one instruction of each. Those without an instruction of their own are bits of control
-/// registers and page tables, or promises about speed.
+/// registers and page tables, promises about speed, or errata that are not there.
 const INSTRUCTIONS: &[(&str, &[u8])] = &[
     ("fpu", &[0xdb, 0xe3]),                            // FNINIT
     ("tsc", &[0x0f, 0x31]),                            // RDTSC
@@ -43,8 +43,26 @@ const INSTRUCTIONS: &[(&str, &[u8])] = &[
 ];
 
 const NO_INSTRUCTION: &[&str] = &[
-    "de", "pse", "pae", "mce", "pge", "pat", "pcid", "pse36", "smep", "erms", "umip", "fsrm", "nx",
-    "pdpe1gb", "lm",
+    "de",
+    "pse",
+    "pae",
+    "mce",
+    "pge",
+    "pat",
+    "pcid",
+    "pse36",
+    "smep",
+    "erms",
+    "umip",
+    "fsrm",
+    "nx",
+    "pdpe1gb",
+    "lm",
+    "ssb_no",
+    "btc_no",
+    "srso_no",
+    "tsa_sq_no",
+    "tsa_l1_no",
 ];
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use msrgate_core::{Event, Kick, Recorder, Vcpu, Vm};
-use msrgate_machine::{End, Guest, Machine, Rules, StopCause, Stopper};
+use msrgate_machine::{End, Loaded, Machine, Rules, StopCause, Stopper};
 use msrgate_trace::Observation;
 
 use super::Args;
@@ -34,7 +34,7 @@ const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
 pub(super) struct Setup<'a> {
     pub(super) args: &'a Args,
     pub(super) backend: &'static str,
-    pub(super) guest: &'a Guest,
+    pub(super) guest: &'a Loaded,
     pub(super) policies: Vec<Rules>,
     /// Where the policies were read from.
     pub(super) files: BTreeSet<PathBuf>,
