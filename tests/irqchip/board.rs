@@ -84,6 +84,14 @@ impl Drop for Watchdog {
 impl<'a, D: Door> Board<'a, D> {
     /// A VM with memory, controllers and a PIT.
     pub(crate) fn new(door: &'a D) -> Result<Self, Errno> {
+        let board = Self::without_controllers(door)?;
+        door.ioctl(&board.vm, CREATE_IRQCHIP, 0)?;
+        board.ask(&board.vm, CREATE_PIT2, &mut kvm_pit_config::default())?;
+        Ok(board)
+    }
+
+    /// A VM with memory.
+    pub(crate) fn without_controllers(door: &'a D) -> Result<Self, Errno> {
         let ram = MmapRegion::new(MEMORY_BYTES).unwrap();
         let vm = door.create(door.system(), CREATE_VM, 0)?;
         let mut region = kvm_userspace_memory_region {
@@ -92,9 +100,6 @@ impl<'a, D: Door> Board<'a, D> {
             ..kvm_userspace_memory_region::default()
         };
         door.ioctl(&vm, SET_USER_MEMORY_REGION, address(&mut region))?;
-        door.ioctl(&vm, CREATE_IRQCHIP, 0)?;
-        let mut pit = kvm_pit_config::default();
-        door.ioctl(&vm, CREATE_PIT2, address(&mut pit))?;
         Ok(Self { door, vm, ram })
     }
 

@@ -11,6 +11,7 @@
 mod board;
 mod control;
 mod eventfd;
+mod split;
 
 use std::thread;
 

@@ -60,7 +60,7 @@ impl SoftVm {
     /// # Errors
     /// They are there already, or there is a vCPU.
     pub fn create_irqchip(&self) -> Result<(), VmError> {
-        let created = self.state.create_irqchip();
+        let created = self.state.create_irqchip(None);
         created.map_err(refused("KVM_CREATE_IRQCHIP"))?;
         if let Some(irqchip) = self.state.irqchip() {
             irqchip.with(|chips, now| chips.pit = Some(Pit::new(true, now)));

@@ -39,9 +39,11 @@ pub(crate) struct IrqChip {
     next_timer: AtomicU64,
     /// When the VM was made: the controllers' time counts from here.
     epoch: Instant,
+    /// The I/O APIC, the 8259s and the PIT are the client's (`KVM_CAP_SPLIT_IRQCHIP`).
+    is_split: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     chips: Chips,
     sleepers: u32,
@@ -50,15 +52,24 @@ struct State {
 const NEVER: u64 = u64::MAX;
 
 impl IrqChip {
-    /// All controllers as after reset.
-    pub(crate) fn new(epoch: Instant) -> Self {
+    /// All controllers as after reset; or, with the number of `client_pins`, local APICs alone.
+    pub(crate) fn new(epoch: Instant, client_pins: Option<u32>) -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                chips: Chips::new(client_pins),
+                sleepers: 0,
+            }),
             raised: Condvar::new(),
             generation: AtomicU64::new(0),
             next_timer: AtomicU64::new(NEVER),
             epoch,
+            is_split: client_pins.is_some(),
         }
+    }
+
+    /// Whether there are only local APICs.
+    pub(crate) fn is_split(&self) -> bool {
+        self.is_split
     }
 
     /// Works on the controllers, at this moment's time.

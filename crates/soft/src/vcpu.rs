@@ -9,7 +9,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvm_bindings::KVM_EXIT_SET_TPR;
+use kvm_bindings::{KVM_EXIT_IOAPIC_EOI, KVM_EXIT_SET_TPR};
 use msrgate_core::{
     Access, Disposition, Emulation, Errno, FilterReader, Gp, MsrIndex, NativeAccess,
     PendingCompletion, RunError, VmEntry, VmExit,
@@ -60,12 +60,17 @@ pub(crate) struct Engine {
     seen: u64,
     /// No interrupt is delivered (`KVM_GUESTDBG_BLOCKIRQ`).
     blocks_interrupts: bool,
+    /// See [`Engine::want_window`].
+    wants_window: bool,
     /// They are to be looked at whether they have raised anything or not.
     look: bool,
     /// The vCPU has run: its model cannot change any more.
     pub(crate) has_run: bool,
     /// DR6 of the last [`VmExit::Debug`].
     pub(crate) debug_dr6: u64,
+    /// The client is to be told that an interrupt of its I/O APIC has ended, and which was the last.
+    ended: Option<u8>,
+    pub(crate) ended_vector: u8,
 }
 
 impl Engine {
@@ -114,9 +119,12 @@ impl Engine {
             irqchip,
             seen: 0,
             blocks_interrupts: false,
+            wants_window: false,
             look: true,
             has_run: false,
             debug_dr6: 0,
+            ended: None,
+            ended_vector: 0,
             vm,
         }
     }
@@ -196,7 +204,12 @@ impl Engine {
             if let Some(exit) = check(&self.cpu) {
                 return Ok(exit);
             }
-            if !self.attend() {
+            let runnable = self.attend();
+            if let Some(vector) = self.ended.take() {
+                self.ended_vector = vector;
+                return Ok(VmExit::Other(KVM_EXIT_IOAPIC_EOI));
+            }
+            if !runnable {
                 continue;
             }
             let stop = self.slice(self.slice_budget(budget))?;

@@ -197,18 +197,18 @@ impl VmState {
         self.irqchip.get().cloned()
     }
 
-    /// Makes them (`KVM_CREATE_IRQCHIP`).
+    /// Makes them (`KVM_CREATE_IRQCHIP`); with the number of `client_pins`, the local APICs alone.
     ///
     /// # Errors
     /// EEXIST if they are there, EINVAL if there is a vCPU already.
-    pub(crate) fn create_irqchip(&self) -> Result<(), Errno> {
+    pub(crate) fn create_irqchip(&self, client_pins: Option<u32>) -> Result<(), Errno> {
         if self.irqchip.get().is_some() {
             return Err(Errno::EEXIST);
         }
         if self.has_vcpus() {
             return Err(Errno::EINVAL);
         }
-        let irqchip = Arc::new(IrqChip::new(self.epoch));
+        let irqchip = Arc::new(IrqChip::new(self.epoch, client_pins));
         self.irqchip.set(irqchip).map_err(|_| Errno::EEXIST)
     }
 

@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use msrgate_core::Errno;
 
-use super::{Outcome, VmDescriptor, done};
+use super::{Outcome, VmDescriptor, done, irqchip};
 use crate::client;
 use crate::eventfd::EventFd;
 use crate::ioeventfd::{Bus, Place};
@@ -27,9 +27,13 @@ pub(super) fn irqfd(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> 
         vm.irqfds.deassign(&event, request.gsi);
         return done();
     }
-    let irqchip = vm.state.irqchip().ok_or(Errno::EINVAL)?;
-    let event = EventFd::of_client(request.fd)?;
     let resample = flags & KVM_IRQFD_FLAG_RESAMPLE != 0;
+    let irqchip = if resample {
+        irqchip::whole_irqchip_or(vm, Errno::EINVAL)?
+    } else {
+        irqchip::irqchip_or(vm, Errno::EINVAL)?
+    };
+    let event = EventFd::of_client(request.fd)?;
     let ended = resample.then(|| EventFd::of_client(request.resamplefd));
     let irqfd = Irqfd {
         gsi: request.gsi,

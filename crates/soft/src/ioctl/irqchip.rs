@@ -26,8 +26,18 @@ const ROUTE_BYTES: u64 = 48;
 
 /// EEXIST before EINVAL, as in Linux.
 pub(super) fn create_irqchip(vm: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errno> {
-    vm.state.create_irqchip()?;
+    vm.state.create_irqchip(None)?;
     done()
+}
+
+/// `KVM_CAP_SPLIT_IRQCHIP`: the local APICs alone, and so many pins of an I/O APIC that the client has.
+pub(super) fn split_irqchip(vm: &VmDescriptor, pins: u64) -> Result<(), Errno> {
+    let pins = u32::try_from(pins).ok().filter(|pins| *pins <= MAX_ROUTES);
+    let pins = pins.ok_or(Errno::EINVAL)?;
+    if vm.state.has_vcpus() {
+        return Err(Errno::EEXIST);
+    }
+    vm.state.create_irqchip(Some(pins))
 }
 
 pub(super) fn create_pit2(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
@@ -42,7 +52,7 @@ pub(super) fn create_pit(vm: &Arc<VmDescriptor>, _: u64) -> Result<Outcome, Errn
 
 fn create_pit_with(vm: &VmDescriptor, flags: u32) -> Result<Outcome, Errno> {
     let has_speaker = flags & KVM_PIT_SPEAKER_DUMMY != 0;
-    let irqchip = vm.state.irqchip().ok_or(Errno::ENOENT)?;
+    let irqchip = whole_irqchip_or(vm, Errno::ENOENT)?;
     irqchip.with(|chips, now| match chips.pit {
         Some(_) => Err(Errno::EEXIST),
         None => {
@@ -53,8 +63,17 @@ fn create_pit_with(vm: &VmDescriptor, flags: u32) -> Result<Outcome, Errno> {
 }
 
 /// Without controllers, the errno.
-fn irqchip_or(vm: &VmDescriptor, errno: Errno) -> Result<Arc<IrqChip>, Errno> {
+pub(super) fn irqchip_or(vm: &VmDescriptor, errno: Errno) -> Result<Arc<IrqChip>, Errno> {
     vm.state.irqchip().ok_or(errno)
+}
+
+/// The same if they are the local APICs alone.
+pub(super) fn whole_irqchip_or(vm: &VmDescriptor, errno: Errno) -> Result<Arc<IrqChip>, Errno> {
+    let irqchip = irqchip_or(vm, errno)?;
+    if irqchip.is_split() {
+        return Err(errno);
+    }
+    Ok(irqchip)
 }
 
 pub(super) fn irq_line(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
@@ -125,7 +144,9 @@ fn route(chips: &Chips, words: &[u32; 12], before: &[Route]) -> Result<Route, Er
         return Err(Errno::EINVAL);
     }
     let target = match kind {
-        KVM_IRQ_ROUTING_IRQCHIP if flags == 0 => pin_target(chip, pin).ok_or(Errno::EINVAL)?,
+        KVM_IRQ_ROUTING_IRQCHIP if flags == 0 && !chips.is_split() => {
+            pin_target(chip, pin).ok_or(Errno::EINVAL)?
+        }
         KVM_IRQ_ROUTING_MSI if flags & !KVM_MSI_VALID_DEVID == 0 => {
             let address = u64::from(pin) << 32 | u64::from(chip);
             if !msi_is_valid(chips, address) {
@@ -160,7 +181,7 @@ fn pin_target(chip: u32, pin: u32) -> Option<Target> {
 
 pub(super) fn get_irqchip(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     let chip: u32 = client::load(arg)?;
-    let irqchip = irqchip_or(vm, Errno::ENXIO)?;
+    let irqchip = whole_irqchip_or(vm, Errno::ENXIO)?;
     let state = arg.wrapping_add(CHIP);
     match chip {
         KVM_IRQCHIP_PIC_MASTER | KVM_IRQCHIP_PIC_SLAVE => {
@@ -179,7 +200,7 @@ pub(super) fn get_irqchip(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, E
 
 pub(super) fn set_irqchip(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
     let chip: u32 = client::load(arg)?;
-    let irqchip = irqchip_or(vm, Errno::ENXIO)?;
+    let irqchip = whole_irqchip_or(vm, Errno::ENXIO)?;
     let state = arg.wrapping_add(CHIP);
     match chip {
         KVM_IRQCHIP_PIC_MASTER | KVM_IRQCHIP_PIC_SLAVE => {

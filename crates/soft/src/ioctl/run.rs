@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
-    KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, kvm_debug_exit_arch, kvm_run, kvm_sync_regs,
+    KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_EVENTS,
+    KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_debug_exit_arch, kvm_run, kvm_sync_regs,
 };
 use msrgate_core::{Errno, Gp, MsrIndex, RunError, VmEntry, VmExit};
 
@@ -121,13 +121,15 @@ fn wait_for_init(
 
 /// Runs the guest.
 fn go(inner: &mut Inner, page: &RunPage, signals: &SignalGuard) -> Result<VmExit, Errno> {
-    let window = !inner.engine.has_irqchip();
+    let window = !inner.engine.has_pics();
+    let takes_external = inner.engine.external_interrupts();
     let wanted = || window && page.load::<u8>(REQUEST_INTERRUPT_WINDOW) != 0;
+    inner.engine.want_window(wanted());
     let slice = if wanted() { WINDOW_SLICE } else { SLICE };
     inner.engine.run(slice, |cpu| {
         if interrupted(page, signals) {
             Some(VmExit::Interrupted)
-        } else if wanted() && cpu.can_interrupt() {
+        } else if wanted() && cpu.can_interrupt() && takes_external() {
             Some(VmExit::Other(KVM_EXIT_IRQ_WINDOW_OPEN))
         } else {
             None
@@ -216,7 +218,12 @@ fn put_exit(page: &RunPage, exit: VmExit, inner: &Inner) {
             page.store(EXIT, debug);
             KVM_EXIT_DEBUG
         }
-        VmExit::Other(reason) => reason,
+        VmExit::Other(reason) => {
+            if reason == KVM_EXIT_IOAPIC_EOI {
+                page.store(EXIT, inner.engine.ended_vector);
+            }
+            reason
+        }
         _ => KVM_EXIT_INTERNAL_ERROR,
     };
     page.store(EXIT_REASON, reason);
@@ -272,7 +279,8 @@ fn save(inner: &Inner, page: &RunPage) {
     page.store(FLAGS, 0_u16);
     page.store(CR8, cpu.cr8());
     page.store(APIC_BASE, cpu.msrs.apic_base);
-    let ready = inner.engine.has_irqchip() || cpu.can_interrupt();
+    let takes_external = inner.engine.external_interrupts();
+    let ready = inner.engine.has_pics() || cpu.can_interrupt() && takes_external();
     page.store(READY_FOR_INTERRUPT, u8::from(ready));
     let valid: u64 = page.load(VALID_REGS);
     let is_valid = |group: u32| valid & u64::from(group) != 0;

@@ -240,9 +240,10 @@ pub(super) fn interrupt(vcpu: &Arc<VcpuDescriptor>, arg: u64) -> Result<Outcome,
     let vector = u8::try_from(vector).map_err(|_| Errno::EINVAL)?;
     let mut inner = vcpu.lock();
     if inner.engine.has_irqchip() {
-        return Err(Errno::ENXIO);
+        inner.engine.interrupt_from_client(vector)?;
+    } else {
+        inner.inject(vector);
     }
-    inner.inject(vector);
     done()
 }
 

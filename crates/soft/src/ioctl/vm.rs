@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_X2APIC_API,
-    KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME,
-    KVM_CLOCK_TSC_STABLE, KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_DISABLE_EXITS_HLT, kvm_clock_data,
-    kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MSR_PLATFORM_INFO,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE,
+    KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_DISABLE_EXITS_HLT, kvm_clock_data, kvm_dirty_log,
+    kvm_enable_cap, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use msrgate_core::{Errno, ExitReasons, FILTER_BYTES_64, RawFilter};
 
@@ -167,6 +168,7 @@ fn enable_cap(vm: &Arc<VmDescriptor>, arg: u64) -> Result<Outcome, Errno> {
             let hidden = &vm.state.platform_info_hidden;
             hidden.store(value == 0, Ordering::Relaxed);
         }
+        KVM_CAP_SPLIT_IRQCHIP => irqchip::split_irqchip(vm, value)?,
         KVM_CAP_X2APIC_API => set_x2apic_api(vm, value)?,
         KVM_CAP_X86_DISABLE_EXITS => disable_exits(vm, value)?,
         KVM_CAP_MAX_VCPU_ID => vm.state.set_max_vcpu_id(value)?,

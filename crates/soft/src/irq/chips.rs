@@ -24,6 +24,8 @@ pub(crate) struct Chips {
     pub(crate) ioapic: Ioapic,
     pub(crate) pics: PicPair,
     pub(crate) pit: Option<Pit>,
+    /// GSIs below this are the pins of an I/O APIC that the client has, and not this one's.
+    client_pins: Option<u32>,
     routes: Vec<Route>,
     /// Who wants to hear that an interrupt of a GSI has ended, which lowers what [`Chips::raise_until_ended`] raised.
     resamplers: Vec<(u32, Arc<EventFd>)>,
@@ -33,22 +35,27 @@ pub(crate) struct Chips {
     raised: bool,
 }
 
-impl Default for Chips {
-    fn default() -> Self {
+impl Chips {
+    /// All controllers; or, with the number of `client_pins`, local APICs alone.
+    pub(crate) fn new(client_pins: Option<u32>) -> Self {
         Self {
             lapics: Vec::new(),
             ioapic: Ioapic::default(),
             pics: PicPair::default(),
             pit: None,
-            routes: default_routes(),
+            client_pins,
+            routes: client_pins.map_or_else(default_routes, |_| Vec::new()),
             resamplers: Vec::new(),
             wide_ids: false,
             raised: false,
         }
     }
-}
 
-impl Chips {
+    /// Whether there are only local APICs.
+    pub(crate) fn is_split(&self) -> bool {
+        self.client_pins.is_some()
+    }
+
     /// A vCPU comes.
     pub(crate) fn add(&mut self, lapic: Lapic) {
         self.lapics.push(lapic);
@@ -179,18 +186,32 @@ impl Chips {
         self.routes = routes;
     }
 
-    /// The vector that vCPU `id` would get now.
+    /// Whether vCPU `id` would get an interrupt now.
     pub(crate) fn has_interrupt(&mut self, id: u32) -> bool {
         let output = self.pics.output();
+        self.lapic(id).is_some_and(|lapic| {
+            (output || lapic.external.is_some()) && lapic.takes_extint() || lapic.vector().is_some()
+        })
+    }
+
+    /// Whether the client's own 8259s may interrupt vCPU `id` (`KVM_INTERRUPT`).
+    pub(crate) fn takes_external(&mut self, id: u32) -> bool {
+        let split = self.is_split();
         self.lapic(id)
-            .is_some_and(|lapic| output && lapic.takes_extint() || lapic.vector().is_some())
+            .is_some_and(|lapic| split && lapic.takes_extint() && lapic.external.is_none())
     }
 
     /// vCPU `id` takes its interrupt: from the 8259s first, as KVM does.
     pub(crate) fn acknowledge(&mut self, id: u32) -> Option<u8> {
         let output = self.pics.output();
         let lapic = self.lapic(id)?;
-        if !(output && lapic.takes_extint()) {
+        if !lapic.takes_extint() {
+            return lapic.acknowledge();
+        }
+        if let Some(vector) = lapic.external.take() {
+            return Some(vector);
+        }
+        if !output {
             return lapic.acknowledge();
         }
         let vector = self.pics.acknowledge();
@@ -257,6 +278,13 @@ impl Chips {
             Effect::Send(message) => {
                 self.send(Some(id), &message);
             }
+            Effect::EndOfInterrupt { vector, .. } if self.is_split() => {
+                if self.is_of_client(vector)
+                    && let Some(lapic) = self.lapic(id)
+                {
+                    lapic.ended = Some(vector);
+                }
+            }
             Effect::EndOfInterrupt {
                 vector,
                 level_triggered,
@@ -271,6 +299,17 @@ impl Chips {
                 }
             }
         }
+    }
+
+    /// Whether the client's I/O APIC waits for the end of the interrupt: one of its pins has it as a level.
+    fn is_of_client(&self, vector: u8) -> bool {
+        const LEVEL: u32 = 1 << 15;
+        let pins = self.client_pins.unwrap_or(0);
+        let mut routes = self.routes.iter().filter(|route| route.gsi < pins);
+        routes.any(|route| match route.target {
+            Target::Msi { data, .. } => data & LEVEL != 0 && data.to_le_bytes()[0] == vector,
+            _ => false,
+        })
     }
 
     /// Stores to the I/O APIC.
@@ -301,7 +340,11 @@ impl Chips {
 
     /// Whether the port is somebody's here.
     pub(crate) fn has_port(&self, port: u16) -> bool {
-        PicPair::has_port(port) || self.pit.as_ref().is_some_and(|pit| pit.has_port(port))
+        self.has_pic_port(port) || self.pit.as_ref().is_some_and(|pit| pit.has_port(port))
+    }
+
+    fn has_pic_port(&self, port: u16) -> bool {
+        !self.is_split() && PicPair::has_port(port)
     }
 
     /// IN of one byte; `None` for a port that is nobody's here.
@@ -309,7 +352,7 @@ impl Chips {
         if let Some(pit) = self.pit.as_mut().filter(|pit| pit.has_port(port)) {
             return Some(pit.read(port, now));
         }
-        let value = PicPair::has_port(port).then(|| self.pics.read(port))?;
+        let value = self.has_pic_port(port).then(|| self.pics.read(port))?;
         self.settle_pics();
         Some(value)
     }
@@ -320,7 +363,7 @@ impl Chips {
             pit.write(port, value, now);
             return true;
         }
-        let own = PicPair::has_port(port);
+        let own = self.has_pic_port(port);
         if own {
             self.pics.write(port, value);
             self.settle_pics();

@@ -78,6 +78,10 @@ pub(crate) struct Lapic {
     start_up: StartUp,
     /// Of the last start-up message.
     sipi_vector: u8,
+    /// An interrupt of the client's own 8259s waits.
+    pub(crate) external: Option<u8>,
+    /// An interrupt of the client's own I/O APIC has ended.
+    pub(crate) ended: Option<u8>,
 }
 
 impl Lapic {
@@ -91,6 +95,8 @@ impl Lapic {
             nmi: false,
             start_up: StartUp::default(),
             sipi_vector: 0,
+            external: None,
+            ended: None,
         };
         lapic.regs[reg::ID] = id << 24;
         lapic.init();

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use msrgate_core::MsrIndex;
+use msrgate_core::{Errno, MsrIndex};
 use msrgate_x86::{Cpu, Stop};
 
 use super::Engine;
@@ -38,6 +38,48 @@ impl Engine {
     /// Whether interrupts are ours to deliver.
     pub(crate) fn has_irqchip(&self) -> bool {
         self.irqchip.is_some()
+    }
+
+    /// Whether the 8259s are ours too.
+    pub(crate) fn has_pics(&self) -> bool {
+        let irqchip = self.irqchip.as_ref();
+        irqchip.is_some_and(|irqchip| !irqchip.is_split())
+    }
+
+    /// The client wants to hear when its next interrupt could be taken, or not any more.
+    pub(crate) fn want_window(&mut self, wanted: bool) {
+        self.wants_window = wanted;
+        if wanted {
+            self.cpu.set_interrupt_window(true);
+        }
+    }
+
+    /// What tells, while the vCPU runs, whether the client's 8259s may interrupt it.
+    pub(crate) fn external_interrupts(&self) -> impl Fn() -> bool + use<> {
+        let (irqchip, id) = (self.irqchip.clone(), self.id);
+        move || {
+            let irqchip = irqchip.as_ref();
+            irqchip.is_none_or(|irqchip| irqchip.with(|chips, _| chips.takes_external(id)))
+        }
+    }
+
+    /// An interrupt of the client's 8259s.
+    ///
+    /// # Errors
+    /// ENXIO where they are ours, EEXIST if one waits already.
+    pub(crate) fn interrupt_from_client(&mut self, vector: u8) -> Result<(), Errno> {
+        if self.has_pics() {
+            return Err(Errno::ENXIO);
+        }
+        self.look = true;
+        let replaced = self.with_lapic(|lapic, _| match lapic.external {
+            Some(_) => Err(Errno::EEXIST),
+            None => {
+                lapic.external = Some(vector);
+                Ok(())
+            }
+        });
+        replaced.unwrap_or(Ok(()))
     }
 
     /// Takes what the controllers have for the vCPU, as far as it can take it; whether it executes instructions
@@ -88,11 +130,13 @@ impl Engine {
             id, cpu, irqchip, ..
         } = self;
         let Some(irqchip) = irqchip else { return };
-        let mp_state = &mut self.mp_state;
+        let (mp_state, ended) = (&mut self.mp_state, &mut self.ended);
         let blocked = self.blocks_interrupts;
+        let wanted = self.wants_window;
         irqchip.with(|chips, _| {
             let lapic = chips.lapic(*id).expect("made with the vCPU");
             lapic.set_cr8(cpu.cr8());
+            *ended = lapic.ended.take().or(*ended);
             if !blocked && lapic.take_nmi() {
                 cpu.nmi();
             }
@@ -102,6 +146,9 @@ impl Engine {
             }
             if *mp_state == MpState::Runnable && !blocked {
                 inject(cpu, chips, *id, waits);
+                if wanted && chips.takes_external(*id) {
+                    cpu.set_interrupt_window(true);
+                }
             }
         });
     }
@@ -299,7 +346,7 @@ impl Engine {
             if let Some(offset) = lapic_offset(chips, id, address) {
                 return Some(chips.load_lapic(id, offset, len, now));
             }
-            ioapic_offset(address).map(|offset| u64::from(chips.ioapic.load(offset)))
+            ioapic_offset(chips, address).map(|offset| u64::from(chips.ioapic.load(offset)))
         })?
     }
 
@@ -312,7 +359,7 @@ impl Engine {
                 chips.store_lapic(id, offset, len, value, now);
                 return true;
             }
-            let offset = ioapic_offset(address);
+            let offset = ioapic_offset(chips, address);
             if let Some(offset) = offset {
                 chips.store_ioapic(offset, (value & 0xffff_ffff) as u32);
             }
@@ -361,8 +408,8 @@ fn lapic_offset(chips: &mut Chips, id: u32, address: u64) -> Option<usize> {
         .filter(|offset| *offset < 0x1000)
 }
 
-fn ioapic_offset(address: u64) -> Option<u64> {
+fn ioapic_offset(chips: &Chips, address: u64) -> Option<u64> {
     address
         .checked_sub(IOAPIC_BASE)
-        .filter(|offset| *offset < IOAPIC_BYTES)
+        .filter(|offset| !chips.is_split() && *offset < IOAPIC_BYTES)
 }
