@@ -43,7 +43,6 @@ pub(crate) fn block<B: Bus>(cpu: &Cpu, bytes: &[u8], limit: usize, ops: &mut Vec
         let len = decoder.position() - start;
         let distance = insn.near_branch_target().wrapping_sub(cpu.rip) as i64;
         if let Some(op) = ops.last_mut()
-            && bits == 64
             && let Some(exec) = exec::lower_with_jump(&previous, &insn)
             && let Ok(distance) = i32::try_from(distance)
         {

@@ -1,4 +1,4 @@
-//! CMP or TEST with the conditional jump behind it: run as one, the two do what they do one by one.
+//! CMP, TEST, INC or DEC with the conditional jump behind it: run as one, the two do what they do one by one.
 
 #![expect(
     clippy::unwrap_used,
@@ -33,6 +33,7 @@ struct Size {
     with_register: [Code; 2],
     with_memory: Code,
     with_immediate: [Code; 2],
+    alone: [Code; 2],
 }
 
 const SIZES: [Size; 4] = [
@@ -41,28 +42,32 @@ const SIZES: [Size; 4] = [
         with_register: [Code::Cmp_rm8_r8, Code::Test_rm8_r8],
         with_memory: Code::Cmp_r8_rm8,
         with_immediate: [Code::Cmp_rm8_imm8, Code::Test_rm8_imm8],
+        alone: [Code::Inc_rm8, Code::Dec_rm8],
     },
     Size {
         registers: [Register::AX, Register::BX],
         with_register: [Code::Cmp_rm16_r16, Code::Test_rm16_r16],
         with_memory: Code::Cmp_r16_rm16,
         with_immediate: [Code::Cmp_rm16_imm8, Code::Test_rm16_imm16],
+        alone: [Code::Inc_rm16, Code::Dec_rm16],
     },
     Size {
         registers: [Register::EAX, Register::EBX],
         with_register: [Code::Cmp_rm32_r32, Code::Test_rm32_r32],
         with_memory: Code::Cmp_r32_rm32,
         with_immediate: [Code::Cmp_rm32_imm8, Code::Test_rm32_imm32],
+        alone: [Code::Inc_rm32, Code::Dec_rm32],
     },
     Size {
         registers: [Register::RAX, Register::RBX],
         with_register: [Code::Cmp_rm64_r64, Code::Test_rm64_r64],
         with_memory: Code::Cmp_r64_rm64,
         with_immediate: [Code::Cmp_rm64_imm32, Code::Test_rm64_imm32],
+        alone: [Code::Inc_rm64, Code::Dec_rm64],
     },
 ];
 
-/// CMP and TEST in all forms and sizes: of RAX or the memory at RSI, with RBX, an immediate or memory.
+/// All in all forms and sizes: of RAX or the memory at RSI, with RBX, an immediate or memory.
 fn firsts() -> Vec<Instruction> {
     let memory = MemoryOperand::with_base(Register::RSI);
     let mut all = Vec::new();
@@ -72,6 +77,10 @@ fn firsts() -> Vec<Instruction> {
         for code in size.with_register {
             all.push(Instruction::with2(code, a, b));
             all.push(Instruction::with2(code, memory, b));
+        }
+        for code in size.alone {
+            all.push(Instruction::with1(code, a));
+            all.push(Instruction::with1(code, memory));
         }
         for code in size.with_immediate {
             for immediate in [-1, 0, 0x7f] {

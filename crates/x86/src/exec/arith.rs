@@ -1,7 +1,7 @@
 //! ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT: one or two operands, one result.
 //!
 //! The operations are types ([`Binary`], [`Unary`]), so that each pair of operation and operand form is a
-//! function of its own. CMP and TEST also have functions that do the conditional jump behind them.
+//! function of its own. CMP, TEST, INC and DEC also have functions that do the conditional jump behind them.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -43,11 +43,21 @@ fn binary<B: Bus, O: Binary>(insn: &Instruction) -> Option<Exec<B>> {
     }
 }
 
-/// The function for CMP or TEST and the conditional jump behind it, as one [`Op`].
+/// The function for CMP, TEST, INC or DEC and the conditional jump behind it, as one [`Op`].
 pub(super) fn lower_with_jump<B: Bus>(first: &Instruction, cc: u8) -> Option<Exec<B>> {
     match first.mnemonic() {
         Mnemonic::Cmp => binary_with_jump::<B, Cmp>(first, cc),
         Mnemonic::Test => binary_with_jump::<B, Test>(first, cc),
+        Mnemonic::Inc => unary_with_jump::<B, Inc>(first, cc),
+        Mnemonic::Dec => unary_with_jump::<B, Dec>(first, cc),
+        _ => None,
+    }
+}
+
+fn unary_with_jump<B: Bus, O: Unary>(insn: &Instruction, cc: u8) -> Option<Exec<B>> {
+    match (form(insn), operand_bytes(insn)) {
+        (Form::Reg, 4) => conditional!(cc, CC => reg_and_jump::<B, u32, O, CC>),
+        (Form::Reg, 8) => conditional!(cc, CC => reg_and_jump::<B, u64, O, CC>),
         _ => None,
     }
 }
@@ -110,6 +120,11 @@ fn two_and_jump<B: Bus, F: Operands, T: Int, O: Binary, const CC: u8>(
     op: &Op<B>,
 ) -> Flow {
     F::apply::<B, T, O>(cpu, bus, op)?;
+    jump_if::<B, CC>(cpu, op)
+}
+
+#[inline(always)]
+fn jump_if<B: Bus, const CC: u8>(cpu: &mut Cpu, op: &Op<B>) -> Flow {
     if cpu.flags.condition::<CC>() {
         cpu.rip = op.second_target(cpu.rip);
         return Err(Exit::Jump);
@@ -185,11 +200,21 @@ fn mem_value<B: Bus, T: Int, O: Binary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>, 
     })
 }
 
+#[inline(always)]
 fn reg<B: Bus, T: Int, O: Unary>(cpu: &mut Cpu, _bus: &mut B, op: &Op<B>) -> Flow {
     let a = cpu.get::<T>(op.dst);
     let result = O::apply(&mut cpu.flags, a);
     cpu.set(op.dst, result);
     Ok(())
+}
+
+fn reg_and_jump<B: Bus, T: Int, O: Unary, const CC: u8>(
+    cpu: &mut Cpu,
+    bus: &mut B,
+    op: &Op<B>,
+) -> Flow {
+    reg::<B, T, O>(cpu, bus, op)?;
+    jump_if::<B, CC>(cpu, op)
 }
 
 fn mem<B: Bus, T: Int, O: Unary>(cpu: &mut Cpu, bus: &mut B, op: &Op<B>) -> Flow {
