@@ -58,7 +58,7 @@ impl Cpu {
     }
 
     /// Linear address of `offset` in a segment, after its checks.
-    #[inline(never)]
+    #[inline]
     pub(crate) fn segmented(
         &mut self,
         addressing: Addressing,
@@ -71,6 +71,7 @@ impl Cpu {
     }
 
     /// Linear address of `offset` in segment number `segment`, after its checks.
+    #[inline]
     pub(crate) fn in_segment(
         &mut self,
         segment: usize,
@@ -99,6 +100,7 @@ impl Cpu {
     }
 
     /// The checks of segments outside 64-bit mode (SDM vol. 3, 5.3 to 5.5).
+    #[inline]
     fn segment_allows(
         &self,
         segment: usize,

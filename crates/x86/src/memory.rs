@@ -81,7 +81,6 @@ impl Cpu {
     }
 
     #[cold]
-    #[inline(never)]
     fn load_slow<B: Bus, T: Datum>(&mut self, bus: &mut B, op: &Op<B>) -> Result<T, Exit> {
         let linear = self.linear(op, T::BYTES, AccessKind::Read)?;
         self.read(bus, linear, op.segment())
