@@ -81,6 +81,18 @@ impl Drop for Watchdog {
     }
 }
 
+/// Runs `test` on the embedded KVM, then on the real one.
+macro_rules! on_both {
+    ($name:ident) => {{
+        let _watchdog = crate::board::Watchdog::new(stringify!($name));
+        $name(&msrgate_tests::door::SoftDoor::new());
+        if let Some(kvm) = msrgate_tests::skip::kvm_or_skip() {
+            $name(&msrgate_tests::door::KernelDoor::new(&kvm));
+        }
+    }};
+}
+pub(crate) use on_both;
+
 impl<'a, D: Door> Board<'a, D> {
     /// A VM with memory, controllers and a PIT.
     pub(crate) fn new(door: &'a D) -> Result<Self, Errno> {

@@ -12,12 +12,11 @@ use kvm_bindings::{
     KVM_IRQFD_FLAG_RESAMPLE as RESAMPLE, kvm_ioeventfd, kvm_irqfd,
 };
 use msrgate_core::Errno;
-use msrgate_tests::door::{Door, KernelDoor, SoftDoor};
-use msrgate_tests::skip::kvm_or_skip;
+use msrgate_tests::door::Door;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io;
 
-use crate::board::{Board, PORT, Watchdog};
+use crate::board::{Board, PORT, on_both};
 use crate::control::Bench;
 use crate::{EOI, IOAPIC, apic, count, done, enable_apic, note, spin_for, wait_for};
 
@@ -93,17 +92,6 @@ const MATCH: u32 = 1;
 const PIO: u32 = 2;
 const GIVE_BACK: u32 = 4;
 const CCW: u32 = 8;
-
-/// Runs `test` on the embedded KVM, then on the real one.
-macro_rules! on_both {
-    ($name:ident) => {{
-        let _watchdog = Watchdog::new(stringify!($name));
-        $name(&SoftDoor::new());
-        if let Some(kvm) = kvm_or_skip() {
-            $name(&KernelDoor::new(&kvm));
-        }
-    }};
-}
 
 #[test]
 fn capabilities_say_that_they_are_there() {

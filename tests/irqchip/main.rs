@@ -15,11 +15,10 @@ mod split;
 
 use std::thread;
 
-use board::{AP_CODE, Board, NOTES, PORT, STACK_TOP, Watchdog, assemble_16};
+use board::{AP_CODE, Board, NOTES, PORT, STACK_TOP, assemble_16, on_both};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use msrgate_tests::door::{Door, KernelDoor, SoftDoor};
-use msrgate_tests::skip::kvm_or_skip;
+use msrgate_tests::door::Door;
 
 /// The local APIC's page, and registers in it.
 const APIC: i32 = 0xfee0_0000_u32.cast_signed();
@@ -33,17 +32,6 @@ const TIMER_INITIAL: i32 = 0x380;
 const TIMER_DIVIDE: i32 = 0x3e0;
 /// The I/O APIC's select register; its window is 0x10 behind it.
 const IOAPIC: i32 = 0xfec0_0000_u32.cast_signed();
-
-/// Runs `test` on the embedded KVM, then on the real one.
-macro_rules! on_both {
-    ($name:ident) => {{
-        let _watchdog = Watchdog::new(stringify!($name));
-        $name(&SoftDoor::new());
-        if let Some(kvm) = kvm_or_skip() {
-            $name(&KernelDoor::new(&kvm));
-        }
-    }};
-}
 
 fn note(number: i32) -> AsmMemoryOperand {
     dword_ptr(i32::try_from(NOTES).unwrap() + 4 * number)

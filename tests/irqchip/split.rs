@@ -8,10 +8,9 @@ use kvm_bindings::{
     KVM_EXIT_MMIO, KVM_IRQ_ROUTING_MSI, kvm_enable_cap, kvm_pit_config,
 };
 use msrgate_core::Errno;
-use msrgate_tests::door::{Door, KernelDoor, Mapping, SoftDoor};
-use msrgate_tests::skip::kvm_or_skip;
+use msrgate_tests::door::{Door, Mapping};
 
-use crate::board::{Board, PORT, Watchdog};
+use crate::board::{Board, PORT, on_both};
 use crate::{IOAPIC, apic, count, done, enable_apic, note, spin_for};
 
 const CREATE_IRQCHIP: u32 = 0xae60;
@@ -47,17 +46,6 @@ impl<D: Door> Board<'_, D> {
 
 fn is_ready(page: &Mapping) -> bool {
     page.read_u32(READY_FOR_INTERRUPT) & 0xff == 1
-}
-
-/// Runs `test` on the embedded KVM, then on the real one.
-macro_rules! on_both {
-    ($name:ident) => {{
-        let _watchdog = Watchdog::new(stringify!($name));
-        $name(&SoftDoor::new());
-        if let Some(kvm) = kvm_or_skip() {
-            $name(&KernelDoor::new(&kvm));
-        }
-    }};
 }
 
 #[test]
