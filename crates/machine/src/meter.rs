@@ -37,11 +37,14 @@ pub struct Reading {
 }
 
 impl<K: Kick> Meter<K> {
-    /// What was done up to the last reading but for what the vCPUs are in the middle of. Each reading makes the vCPUs
-    /// stop for a moment, to tell the next one.
+    /// Makes the vCPUs stop for a moment, to tell how far they are.
+    pub fn ask(&self) {
+        self.kickers.iter().for_each(Kick::kick);
+    }
+
+    /// What was done up to the last exits, and what was told since [`Meter::ask`].
     #[must_use]
     pub fn read(&self) -> Reading {
-        self.kickers.iter().for_each(Kick::kick);
         let sum = |of: fn(&Count) -> &AtomicU64| {
             self.counts
                 .iter()

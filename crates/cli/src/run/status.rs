@@ -10,6 +10,8 @@ use msrgate_machine::Meter;
 use crate::seen::Shared;
 
 const PERIOD: Duration = Duration::from_millis(500);
+/// What the vCPUs have to tell how far they are.
+const ANSWER: Duration = Duration::from_millis(20);
 
 /// A line at the bottom of the standard error, where that is a terminal, until this is dropped.
 pub(super) struct Status(ProgressBar);
@@ -28,7 +30,9 @@ impl Status {
             let start = Instant::now();
             let mut last = meter.read();
             while !shown.is_finished() {
-                thread::sleep(PERIOD);
+                thread::sleep(PERIOD - ANSWER);
+                meter.ask();
+                thread::sleep(ANSWER);
                 let now = meter.read();
                 let (count, unit) = match now.instructions {
                     0 => (now.exits - last.exits, "exits"),
@@ -40,7 +44,7 @@ impl Status {
                 let accesses = HumanCount(seen.lock().tally.event_count());
                 let seconds = start.elapsed().as_secs_f64();
                 shown.set_message(format!(
-                    "msrgate: {seconds:.1} s, {rate} {unit} a second, {accesses} MSR accesses"
+                    "msrgate: {seconds:.1} s, {rate} {unit} a second, MSR accesses: {accesses}"
                 ));
             }
         });
