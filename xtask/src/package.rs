@@ -110,7 +110,7 @@ fn cargo_deb() -> Result<PathBuf> {
         let mut install = shell::cargo();
         install.args([
             "install",
-            "cargo-deb@3",
+            "cargo-deb@^3",
             "--locked",
             "--no-default-features",
             "--root",
