@@ -188,3 +188,12 @@ fn debugger_stops_between_the_two() {
         assert_eq!(m.cpu.registers().rip, rip);
     }
 }
+
+#[test]
+fn jump_back_in_16_bit_code_goes_back() {
+    // inc al; cmp al, 5; jne to the beginning; jmp to itself
+    let mut m = Machine::real(b"\xfe\xc0\x3c\x05\x75\xfa\xeb\xfe");
+    assert_eq!(m.run(20), Stop::Budget);
+    let r = m.cpu.registers();
+    assert_eq!((r.rax & 0xff, r.rip), (5, 0x7c06));
+}

@@ -145,8 +145,8 @@ fn measure(mut run: Command, guest: &Guest) -> Result<Option<Cost>> {
     Ok(Some(Cost { wall, overhead_kib }))
 }
 
-/// What is resident but for the guest's RAM, which is the mapping of that size. Nothing while there is none: a loader's memory
-/// becomes the guest's.
+/// What is resident but for mappings as large as the guest's RAM, of which it is one; QEMU's buffer of translated code is
+/// another. Nothing while there is none: a loader's memory becomes the guest's.
 fn overhead(maps: &Path) -> Option<u64> {
     let text = fs::read_to_string(maps).ok()?;
     let mut is_ram = false;

@@ -66,3 +66,30 @@ fn read(mut decoder: impl Read, limit: u64) -> Option<Vec<u8>> {
         .ok()?;
     (bytes.len() as u64 <= limit).then_some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 8878: one segment of 3 bytes, in one raw block; and the length behind it.
+    const FRAME: &[u8] = b"\x28\xb5\x2f\xfd\x20\x03\x19\0\0abc\x03\0\0\0";
+
+    #[test]
+    fn zstd_is_unpacked_to_its_limit() {
+        assert_eq!(
+            unpack(FRAME, 3).ok().flatten().as_deref(),
+            Some(&b"abc"[..])
+        );
+        assert!(matches!(unpack(FRAME, 2), Err(LinuxError::Payload)));
+    }
+
+    #[test]
+    fn damaged_zstd_is_refused() {
+        // Cut off, no frame at all, and a window of 256 MiB.
+        let short = &FRAME[..FRAME.len() - 5];
+        let wide = b"\x28\xb5\x2f\xfd\0\x90\x19\0\0abc\x03\0\0\0";
+        for payload in [short, &b"\x28\xb5\x2f\xfd\xff\xff\xff\xff\xff"[..], wide] {
+            assert!(matches!(unpack(payload, 99), Err(LinuxError::Payload)));
+        }
+    }
+}
