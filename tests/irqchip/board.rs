@@ -7,17 +7,12 @@ use std::time::Duration;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use kvm_bindings::{
-    KVM_EXIT_IO, kvm_irq_level, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_EXIT_IO, kvm_irq_level, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs};
 use msrgate_core::Errno;
 use msrgate_tests::door::{Door, Mapping};
 use vm_memory::{MmapRegion, VolatileMemory};
 
-const CREATE_VM: u32 = 0xae01;
 const CREATE_VCPU: u32 = 0xae41;
-const SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 const CREATE_IRQCHIP: u32 = 0xae60;
 const IRQ_LINE: u32 = 0x4008_ae61;
 const CREATE_PIT2: u32 = 0x4040_ae77;
@@ -105,13 +100,7 @@ impl<'a, D: Door> Board<'a, D> {
     /// A VM with memory.
     pub(crate) fn without_controllers(door: &'a D) -> Result<Self, Errno> {
         let ram = MmapRegion::new(MEMORY_BYTES).unwrap();
-        let vm = door.create(door.system(), CREATE_VM, 0)?;
-        let mut region = kvm_userspace_memory_region {
-            memory_size: MEMORY_BYTES as u64,
-            userspace_addr: ram.as_ptr().expose_provenance() as u64,
-            ..kvm_userspace_memory_region::default()
-        };
-        door.ioctl(&vm, SET_USER_MEMORY_REGION, address(&mut region))?;
+        let vm = door.create_vm(ram.as_ptr(), MEMORY_BYTES)?;
         Ok(Self { door, vm, ram })
     }
 

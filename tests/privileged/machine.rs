@@ -1,8 +1,7 @@
 //! [`Machine`]: a VM behind a [`Door`] that runs one [`Case`] after another, and the [`Outcome`] of each.
 
 use kvm_bindings::{
-    KVM_EXIT_SHUTDOWN, kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_userspace_memory_region, kvm_vcpu_events,
+    KVM_EXIT_SHUTDOWN, kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
 use msrgate_core::Errno;
 use msrgate_tests::door::{Door, Mapping};
@@ -11,9 +10,7 @@ use vm_memory::{MmapRegion, VolatileMemory};
 use crate::case::{Case, GDT, HANDLERS, LDT, MEMORY_BYTES, PD};
 use crate::cpuid::Cpuid;
 
-const CREATE_VM: u32 = 0xae01;
 const CREATE_VCPU: u32 = 0xae41;
-const SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 const RUN: u32 = 0xae80;
 const GET_REGS: u32 = 0x8090_ae81;
 const SET_REGS: u32 = 0x4090_ae82;
@@ -49,13 +46,7 @@ pub(crate) struct Outcome {
 impl<'d, D: Door> Machine<'d, D> {
     pub(crate) fn new(door: &'d D, cpuid: &Cpuid) -> Result<Self, Errno> {
         let ram = MmapRegion::new(MEMORY_BYTES).expect("memory");
-        let vm = door.create(door.system(), CREATE_VM, 0)?;
-        let mut region = kvm_userspace_memory_region {
-            memory_size: MEMORY_BYTES as u64,
-            userspace_addr: ram.as_ptr().expose_provenance() as u64,
-            ..kvm_userspace_memory_region::default()
-        };
-        door.ioctl(&vm, SET_USER_MEMORY_REGION, address(&mut region))?;
+        let vm = door.create_vm(ram.as_ptr(), MEMORY_BYTES)?;
         let vcpu = door.create(&vm, CREATE_VCPU, 0)?;
         door.ioctl(&vcpu, SET_CPUID2, address(&mut cpuid.words()))?;
         let page = door.map_run_page(&vcpu)?;

@@ -1,6 +1,10 @@
 //! The raw door: ioctls as a program issues them, whoever answers them.
 
+use kvm_bindings::kvm_userspace_memory_region;
 use msrgate_core::{Errno, MsrIndex};
+use msrgate_kvm::abi;
+
+const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 
 /// An engine that answers KVM's ioctls.
 pub trait Door {
@@ -26,6 +30,21 @@ pub trait Door {
     /// What the engine answers.
     fn create(&self, on: &Self::Handle, request: u32, argument: u64)
     -> Result<Self::Handle, Errno>;
+
+    /// A VM that has `size_bytes` of RAM from address 0 on; `host` is where they are in this process.
+    ///
+    /// # Errors
+    /// What the engine answers.
+    fn create_vm(&self, host: *mut u8, size_bytes: usize) -> Result<Self::Handle, Errno> {
+        let vm = self.create(self.system(), abi::KVM_CREATE_VM, 0)?;
+        let region = kvm_userspace_memory_region {
+            memory_size: size_bytes as u64,
+            userspace_addr: host.expose_provenance() as u64,
+            ..Default::default()
+        };
+        self.ioctl(&vm, KVM_SET_USER_MEMORY_REGION, &raw const region as u64)?;
+        Ok(vm)
+    }
 
     /// An ioctl from a 32-bit caller; `None` where this door has none.
     fn ioctl_compat(

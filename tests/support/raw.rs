@@ -2,7 +2,7 @@
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_guest_debug, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_sregs, kvm_vcpu_events,
 };
 use msrgate_core::Errno;
 use msrgate_kvm::{abi, register};
@@ -12,7 +12,6 @@ use crate::door::{Door, Mapping};
 use crate::guest::{Answer, DONE_PORT, Guest, MEMORY_BYTES, Request};
 use crate::machine::guest_memory;
 
-const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 const KVM_GET_SUPPORTED_CPUID: u32 = 0xc008_ae05;
 const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
@@ -128,17 +127,11 @@ impl<'d, D: Door> RawMachine<'d, D> {
         door: &'d D,
         change: impl FnOnce(&mut [kvm_cpuid_entry2]),
     ) -> Result<Self, Errno> {
-        let vm = door.create(door.system(), abi::KVM_CREATE_VM, 0)?;
         let memory = guest_memory();
         let host = memory
             .get_host_address(GuestAddress(0))
             .expect("RAM begins at 0");
-        let region = kvm_userspace_memory_region {
-            memory_size: MEMORY_BYTES as u64,
-            userspace_addr: host as u64,
-            ..Default::default()
-        };
-        door.ioctl(&vm, KVM_SET_USER_MEMORY_REGION, &raw const region as u64)?;
+        let vm = door.create_vm(host, MEMORY_BYTES)?;
         let vcpu = door.create(&vm, abi::KVM_CREATE_VCPU, 0)?;
         let page = door.map_run_page(&vcpu)?;
         let guest = Guest::new();
